@@ -1,0 +1,423 @@
+"""Chunks on their way: what is here, what is coming, who waits for it.
+
+Its job: a chunk is brought once however many want it (a flight, owned by the service and not by a reader), from the
+object file if the index has it and it verifies, else from the store; it is verified or checksummed, kept in memory, and
+given to a writer that puts it on disk later. Must not know names, S3, or why somebody reads.
+
+Concurrency: loop thread only. Code between two awaits is the lock: `start` and `_land` are one step each. Worker
+threads only append to `Flight.sums`. No lock and no index transaction is held across an await.
+Invariants: a chunk is in at most one flight; a chunk is never in memory and in a flight at once; a flight's slots are
+lent until each lands or the flight ends; a waiter's chunk is pinned from landing until the waiter has run.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import trio
+
+from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.index import Kept
+from lazyfs.cache.memory import Chunk, Key, Memory
+from lazyfs.cache.sums import block_sums
+from lazyfs.errors import CacheUnavailable, Dropped, LazyfsError
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
+from lazyfs.stores.base import Claim, Store
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SMALL_READ = 2 * BLOCK_SIZE
+"""A read up to this size of a chunk that is on disk and wanted by no stream reads only its blocks, not the chunk."""
+
+DISK_THREADS = 4
+WRITE_BATCH = 32
+"""Chunks written and committed together: an index commit costs as much for one as for 32."""
+
+TOUCH_DELAY = 10.0
+"""Seconds for which uses are collected before they are written to the index in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkStatistics:
+    """Chunks since the start. Reads by where they were found; corrupt: wrong on disk; unkept: not written to disk."""
+
+    memory_hits: int
+    disk_hits: int
+    misses: int
+    waits: int
+    corrupt: int
+    kept: int
+    unkept: int
+
+
+class Flight:
+    """Adjacent chunks [first, stop) of a version on their way into lent slots."""
+
+    __slots__ = ("claim", "error", "first", "landed", "slots", "stop", "sums", "version", "views", "waiting")
+
+    def __init__(self, version: ObjectVersion, span: range, slots: list[int], views: list[memoryview], claim: Claim) -> None:
+        self.version = version
+        self.first, self.stop = span.start, span.stop
+        self.slots = slots
+        self.views = views
+        self.claim = claim
+        # Checksums of the chunks that are complete, in order; a worker thread appends, the loop reads.
+        self.sums: list[bytes] = []
+        self.landed = 0
+        self.waiting: dict[int, _Waiting] = {}
+        self.error: LazyfsError | None = None
+
+
+class _Waiting:
+    """Who waits for one chunk of a flight: `count` readers on `event`; `chunk` is set, and pinned for each, if it lands."""
+
+    __slots__ = ("chunk", "count", "event")
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.count = 0
+        self.chunk: Chunk | None = None
+
+
+class ChunkCache:
+    """The chunk cache of one mount. `nursery` runs its flights and its writer; `span_size` is the most bytes of a GET."""
+
+    def __init__(self, *, store: Store, disk: Disk, memory: Memory, nursery: trio.Nursery, span_size: int) -> None:
+        self._store = store
+        self._disk = disk
+        self._memory = memory
+        self._nursery = nursery
+        self._span_chunks = span_size // CHUNK_SIZE
+        self._flights: dict[Key, Flight] = {}
+        self._room = trio.Event()
+        self._readers = trio.CapacityLimiter(DISK_THREADS)
+        self._writers = trio.CapacityLimiter(1)
+        self._unwritten: deque[tuple[Verified, Chunk]] = deque()
+        self._unwritten_limit = max(1, memory.slots // 4)
+        self._write = trio.Event()
+        self._touched: set[tuple[bytes, int]] = set()
+        self._token = trio.lowlevel.current_trio_token()
+        self._quiet_until = -math.inf
+        self._counts = dict.fromkeys(ChunkStatistics.__dataclass_fields__, 0)
+
+    def statistics(self) -> ChunkStatistics:
+        """A frozen copy of the counters."""
+        return ChunkStatistics(**self._counts)
+
+    def idle(self) -> bool:
+        """Whether nothing is on its way and nothing waits to be written."""
+        return not self._flights and not self._unwritten and self._memory.statistics().pinned == 0
+
+    # ---- for readers
+
+    def start(self, version: ObjectVersion, start: int, stop: int, *, demand: int) -> int:
+        """Set bytes [start, stop) on their way if they are not here or coming; those before `demand` are urgent.
+
+        Returns the offset up to which all is here or coming: less than `stop` when memory is short. Never waits.
+        """
+        missing: list[int] = []
+        for number in chunk_range(start, stop):
+            key = (version.object_id, number)
+            flight = self._flights.get(key)
+            if flight is not None:
+                if number * CHUNK_SIZE < demand:
+                    flight.claim.urge()
+            elif self._memory.get(key) is None:
+                missing.append(number)
+        for span in self._spans(version, missing):
+            urgent = span.start * CHUNK_SIZE < demand
+            launched = self._launch(version, span, urgent=urgent)
+            if launched < len(span):
+                return (span.start + launched) * CHUNK_SIZE
+        return stop
+
+    def _spans(self, version: ObjectVersion, missing: list[int]) -> Iterator[range]:
+        """Runs of chunks that are all on disk, or all not: what is on disk is not fetched because a neighbour is not."""
+        bits, segment = 0, -1
+        on_disk: list[int] = []
+        absent: list[int] = []
+        for number in missing:
+            if number // SEGMENT_CHUNKS != segment:
+                segment = number // SEGMENT_CHUNKS
+                bits = self._disk.present(version.object_id, segment)
+            (on_disk if bits >> number % SEGMENT_CHUNKS & 1 else absent).append(number)
+        spans = [*runs(on_disk, self._span_chunks), *runs(absent, self._span_chunks)]
+        yield from sorted(spans, key=lambda span: span.start)
+
+    def drop(self, version: ObjectVersion, start: int, stop: int) -> None:
+        """Nobody will read bytes [start, stop) soon: what is queued of them need not be sent."""
+        for number in chunk_range(start, stop):
+            flight = self._flights.get((version.object_id, number))
+            if flight is not None and not flight.waiting:
+                flight.claim.drop()
+
+    async def read(self, version: ObjectVersion, start: int, stop: int) -> memoryview | bytes:
+        """Bytes [start, stop) of the version, not empty and within its size. The view is good until the next await.
+
+        Raises the store's errors; a failing disk cache only makes it slower.
+        """
+        first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
+        chunk = self._memory.get((version.object_id, first))
+        if first == last:
+            if chunk is None and stop - start <= SMALL_READ:
+                part = await self._read_part(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
+                if part is not None:
+                    return part
+            chunk = chunk or await self._obtain(version, first)
+            self._use(version, first, chunk, stop)
+            return chunk.view[start - first * CHUNK_SIZE : stop - first * CHUNK_SIZE]
+        second = self._memory.get((version.object_id, last))
+        if chunk and second and last == first + 1 and self._memory.adjacent(chunk, second):
+            self._use(version, first, chunk, stop)
+            self._use(version, last, second, stop)
+            return self._memory.span(chunk, start - first * CHUNK_SIZE, stop - start)
+        return await self._read_across(version, start, stop)
+
+    async def _read_across(self, version: ObjectVersion, start: int, stop: int) -> bytes:
+        """Chunk by chunk, copying each before waiting for the next: a pin held across a wait could be a deadlock."""
+        parts: list[bytes] = []
+        for number in chunk_range(start, stop):
+            base = number * CHUNK_SIZE
+            chunk = self._memory.get((version.object_id, number)) or await self._obtain(version, number)
+            self._use(version, number, chunk, stop)
+            parts.append(bytes(chunk.view[max(start - base, 0) : min(stop - base, CHUNK_SIZE)]))
+        return b"".join(parts)
+
+    def _use(self, version: ObjectVersion, number: int, chunk: Chunk, stop: int) -> None:
+        self._counts["memory_hits"] += 1
+        to_end = stop >= number * CHUNK_SIZE + len(chunk.view)
+        self._memory.use((version.object_id, number), chunk, to_end=to_end)
+
+    async def _obtain(self, version: ObjectVersion, number: int) -> Chunk:
+        """The chunk, waiting for it. Good until the next await: its pin is undone as the waiter runs."""
+        key = (version.object_id, number)
+        self._counts["waits"] += 1
+        while True:
+            chunk = self._memory.get(key)
+            if chunk is not None:
+                return chunk
+            flight = self._flights.get(key)
+            if flight is None:
+                self.start(version, number * CHUNK_SIZE, number * CHUNK_SIZE + 1, demand=number * CHUNK_SIZE + 1)
+                flight = self._flights.get(key)
+            if flight is None:
+                await self._room.wait()
+                continue
+            flight.claim.urge()
+            waiting = flight.waiting.setdefault(number, _Waiting())
+            waiting.count += 1
+            await waiting.event.wait()
+            if waiting.chunk is not None:
+                self._memory.unpin(waiting.chunk)
+                return waiting.chunk
+            if flight.error is not None and not isinstance(flight.error, Dropped):
+                raise flight.error
+
+    async def _read_part(self, version: ObjectVersion, number: int, start: int, stop: int) -> bytes | None:
+        """A small piece of a chunk that is on disk and not on its way; None if that is not the case."""
+        if (version.object_id, number) in self._flights:
+            return None
+        kept = self._disk.kept(version.object_id, number)
+        if kept is None:
+            return None
+        part = await trio.to_thread.run_sync(
+            self._disk.read_part, version, number, kept, start, stop, limiter=self._readers
+        )
+        if part is None:
+            await self._found_wrong(version, number, kept)
+        else:
+            self._counts["disk_hits"] += 1
+            self._touch(version, number)
+        return part
+
+    def cached_bytes(self, version: ObjectVersion) -> int:
+        """Bytes of the version that are on disk, to a chunk."""
+        return self._disk.cached_bytes(version)
+
+    # ---- flights
+
+    def _launch(self, version: ObjectVersion, span: range, *, urgent: bool) -> int:
+        """Start one flight for chunks that have none; how many of them it brings, as memory allows."""
+        slots = self._memory.lend(len(span), urgent=urgent)
+        if slots is None and urgent:
+            slots = self._memory.lend(1, urgent=True) or self._lend_by_giving_up_writes()
+            span = span[:1]
+        if slots is None:
+            return 0
+        views = [self._memory.slot_view(slot, version.chunk_length(n)) for slot, n in zip(slots, span, strict=True)]
+        flight = Flight(version, span, slots, views, Claim(urgent=urgent))
+        for number in span:
+            self._flights[version.object_id, number] = flight
+        self._nursery.start_soon(self._fly, flight)
+        return len(span)
+
+    def _lend_by_giving_up_writes(self) -> list[int] | None:
+        """A slot for a reader at the price of a chunk that will not be kept on disk: readers go before writers."""
+        while self._unwritten:
+            verified, chunk = self._unwritten.popleft()
+            self._memory.unpin(chunk)
+            self._counts["unkept"] += 1
+            del verified
+            slots = self._memory.lend(1, urgent=True)
+            if slots is not None:
+                return slots
+        return None
+
+    async def _fly(self, flight: Flight) -> None:
+        """Bring the flight's chunks, whatever that takes, and end it."""
+        try:
+            kept = [self._disk.kept(flight.version.object_id, n) for n in range(flight.first, flight.stop)]
+            await self._from_disk(flight, kept)
+            await self._from_store(flight)
+        except LazyfsError as error:
+            flight.error = error
+        finally:
+            self._end(flight)
+
+    async def _from_disk(self, flight: Flight, kept: Sequence[Kept | None]) -> None:
+        """Land the leading chunks that are on disk and verify."""
+        found: list[Kept] = []
+        for one in kept:
+            if one is None or (found and one.generation != found[0].generation):
+                break
+            found.append(one)
+        if not found:
+            return
+        right = await trio.to_thread.run_sync(
+            self._disk.read, flight.version, flight.first, found, flight.views[: len(found)], limiter=self._readers
+        )
+        for offset, (good, one) in enumerate(zip(right, found, strict=True)):
+            number = flight.first + offset
+            if not good:
+                await self._found_wrong(flight.version, number, one)
+                break
+            flight.sums.append(one.sums)
+            self._counts["disk_hits"] += 1
+            self._touch(flight.version, number)
+            self._land(flight, fresh=False)
+
+    async def _from_store(self, flight: Flight) -> None:
+        """Land the rest from the store, each chunk as soon as its last byte is here."""
+        begin = flight.landed
+        views = flight.views[begin:]
+        if not views:
+            return
+        ends: list[int] = []
+        for view in views:
+            ends.append((ends[-1] if ends else 0) + len(view))
+
+        def arrived(count: int) -> None:
+            done = len(flight.sums) - begin
+            if done < len(ends) and count >= ends[done]:
+                while done < len(ends) and count >= ends[done]:
+                    flight.sums.append(block_sums(views[done]))
+                    done += 1
+                self._token.run_sync_soon(self._land, flight)
+
+        start = (flight.first + begin) * CHUNK_SIZE
+        self._counts["misses"] += len(views)
+        await self._store.read(flight.version, start, views, arrived, flight.claim)
+        self._land(flight)
+
+    def _land(self, flight: Flight, *, fresh: bool = True) -> None:
+        """The chunks whose checksums are known are here: keep them in memory, wake their waiters, queue the write."""
+        while flight.landed < len(flight.sums):
+            place = flight.landed
+            number = flight.first + place
+            key = (flight.version.object_id, number)
+            del self._flights[key]
+            chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
+            flight.landed += 1
+            if fresh:
+                self._queue_write(Verified(flight.version, number, chunk.view, flight.sums[place]), chunk)
+            self._wake(flight, number, chunk)
+
+    def _wake(self, flight: Flight, number: int, chunk: Chunk | None) -> None:
+        waiting = flight.waiting.pop(number, None)
+        if waiting is None:
+            return
+        if chunk is not None:
+            waiting.chunk = chunk
+            for _ in range(waiting.count):
+                self._memory.pin(chunk)
+        waiting.event.set()
+
+    def _end(self, flight: Flight) -> None:
+        """Give back the slots of what did not land and wake who waited for it; they look again, or fail with the error."""
+        for place in range(flight.landed, len(flight.slots)):
+            number = flight.first + place
+            self._flights.pop((flight.version.object_id, number), None)
+            self._memory.give_back(flight.slots[place])
+            self._wake(flight, number, None)
+        self._made_room()
+
+    def _made_room(self) -> None:
+        event, self._room = self._room, trio.Event()
+        event.set()
+
+    async def _found_wrong(self, version: ObjectVersion, number: int, kept: Kept) -> None:
+        """Bytes on disk did not match. If the index still stands by them they are damaged: forget them. Else they were
+        evicted as we read, which is nothing to report."""
+        if self._disk.kept(version.object_id, number) != kept:
+            return
+        self._counts["corrupt"] += 1
+        log.error("cached bytes of %r, chunk %d, are damaged and will be fetched again", version.key, number)
+        await self.in_writer(self._disk.discard, version, number)
+
+    # ---- the writer
+
+    def _queue_write(self, verified: Verified, chunk: Chunk) -> None:
+        if len(self._unwritten) >= self._unwritten_limit:
+            self._counts["unkept"] += 1
+            return
+        self._memory.pin(chunk)
+        self._unwritten.append((verified, chunk))
+        self._write.set()
+
+    async def run_writer(self) -> None:
+        """Write what is queued, for ever. Cancelling it leaves the rest unwritten; `flush` first to keep it."""
+        while True:
+            await self._write.wait()
+            self._write = trio.Event()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write everything that is queued now, and the collected uses."""
+        while self._unwritten:
+            batch = [self._unwritten.popleft() for _ in range(min(WRITE_BATCH, len(self._unwritten)))]
+            kept = await self.in_writer(self._disk.keep, [verified for verified, _ in batch]) or 0
+            self._counts["kept"] += kept
+            self._counts["unkept"] += len(batch) - kept
+            for _, chunk in batch:
+                self._memory.unpin(chunk)
+            self._made_room()
+
+    async def flush_touches(self) -> None:
+        """Write the collected uses to the index."""
+        touched, self._touched = self._touched, set()
+        if touched:
+            await self.in_writer(self._disk.touch, touched)
+
+    def _touch(self, version: ObjectVersion, number: int) -> None:
+        if not self._touched:
+            self._nursery.start_soon(self._touch_later)
+        self._touched.add((version.object_id, number // SEGMENT_CHUNKS))
+
+    async def _touch_later(self) -> None:
+        await trio.sleep(TOUCH_DELAY)
+        await self.flush_touches()
+
+    async def in_writer(self, function: Callable[..., T], *args: object) -> T | None:
+        """One step of the disk cache in the writer's thread. Its failure is logged, once a minute, and forgotten."""
+        try:
+            return await trio.to_thread.run_sync(function, *args, limiter=self._writers)
+        except CacheUnavailable as error:
+            if trio.current_time() >= self._quiet_until:
+                self._quiet_until = trio.current_time() + 60
+                log.warning("the disk cache does not work, reads go on without it: %s", error)
+            return None

@@ -1,0 +1,163 @@
+"""The cache directory: whether it is fit, whose it is, and what earlier daemons left in it.
+
+Layout: `lazyfs-cache.json` (marks the directory as ours), `index/`, `objects/`, `daemons/` (one locked file for each
+running daemon), `damaged/` (what was set aside, being deleted). Directories 0700, files 0600, no link followed.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import stat
+import threading
+from pathlib import Path
+
+from lazyfs.errors import SetupError
+
+MARK = "lazyfs-cache.json"
+_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "ncpfs"}
+
+
+class CacheDirectory:
+    """A directory that has passed every check, and this daemon's place in it. `SetupError` says what to do if not."""
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        """`create`: make it if missing, for the default place; a directory that the user names must exist."""
+        self.path = path
+        _check(path, create=create)
+        for name in ("index", "objects", "daemons"):
+            _own_directory(path / name)
+        self.daemon = secrets.randbits(63)
+        self._lock = os.open(self._daemon_file(self.daemon), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    @property
+    def index(self) -> Path:
+        """Directory of the LMDB index."""
+        return self.path / "index"
+
+    @property
+    def objects(self) -> Path:
+        """Directory of the object files."""
+        return self.path / "objects"
+
+    def alive(self) -> set[int]:
+        """Daemons that use this directory now, this one included. A dead one's lock is free, and its file is removed."""
+        found = {self.daemon}
+        for path in (self.path / "daemons").iterdir():
+            with contextlib.suppress(ValueError, OSError):
+                daemon = int(path.name, 16)
+                if daemon == self.daemon:
+                    continue
+                descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
+                except BlockingIOError:
+                    found.add(daemon)
+                finally:
+                    os.close(descriptor)
+        return found
+
+    def set_aside(self) -> None:
+        """Put the index and the object files it knew out of the way, and start with none. Deleting takes its time
+        in a thread of its own."""
+        aside = self.path / "damaged" / secrets.token_hex(8)
+        aside.mkdir(mode=0o700, parents=True)
+        for name in ("index", "objects"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / name).rename(aside / name)
+            _own_directory(self.path / name)
+        self.clear_aside()
+
+    def clear_aside(self) -> None:
+        """Delete what was set aside, now or by an earlier daemon, without waiting for it."""
+        aside = self.path / "damaged"
+        if aside.exists():
+            threading.Thread(target=shutil.rmtree, args=(aside, True), name="clear-damaged", daemon=True).start()
+
+    def close(self) -> None:
+        """Leave the directory: this daemon is no longer alive in it."""
+        self._daemon_file(self.daemon).unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def _daemon_file(self, daemon: int) -> Path:
+        return self.path / "daemons" / f"{daemon:016x}"
+
+
+def _check(path: Path, *, create: bool) -> None:
+    try:
+        if create:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except FileNotFoundError:
+        raise SetupError(f"the cache directory {path} does not exist; create it with: mkdir -m 700 -p {path}") from None
+    except OSError as error:
+        raise SetupError(f"the cache directory {path} cannot be used: {error.strerror}; choose another --cache-dir") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise SetupError(f"the cache directory {path} is not a directory; choose another --cache-dir")
+    if found.st_uid != os.geteuid():
+        raise SetupError(
+            f"the cache directory {path} belongs to user {found.st_uid}, not to you; choose another --cache-dir"
+        )
+    kind = filesystem_type(path)
+    if kind in _REMOTE or kind.startswith("fuse."):
+        raise SetupError(
+            f"the cache directory {path} is on a network filesystem ({kind}), where an index is not safe; "
+            "choose a --cache-dir on a local disk"
+        )
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
+    if not os.access(path, os.W_OK | os.X_OK) or os.statvfs(path).f_flag & os.ST_RDONLY:
+        raise SetupError(f"the cache directory {path} is not writable; choose another --cache-dir")
+    _check_mark(path)
+
+
+def _check_mark(path: Path) -> None:
+    mark = path / MARK
+    if not mark.exists():
+        if any(name.name != "lost+found" for name in path.iterdir()):
+            raise SetupError(
+                f"the cache directory {path} holds files that are not lazyfs's; choose an empty directory as --cache-dir"
+            )
+        temporary = path / f"{MARK}.new"
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
+            json.dump({"what": "a lazyfs chunk cache; safe to delete while no mount uses it", "layout": 1}, file)
+        temporary.rename(mark)
+        return
+    try:
+        layout = json.loads(mark.read_text())["layout"]
+    except (OSError, ValueError, KeyError, TypeError):
+        layout = None
+    if layout != 1:
+        raise SetupError(
+            f"the cache directory {path} has a layout that this lazyfs does not know; "
+            "choose another --cache-dir or delete its contents"
+        )
+
+
+def _own_directory(path: Path) -> None:
+    """Make it, or make sure that what is there is a directory of ours and not a link."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise SetupError(f"{path} is not a directory of yours; remove it or choose another --cache-dir") from None
+    except OSError as error:
+        raise SetupError(f"{path} cannot be made: {error.strerror}; choose another --cache-dir") from None
+
+
+def filesystem_type(path: Path) -> str:
+    """The type of the filesystem that holds `path`, as /proc/self/mountinfo names it; empty if it cannot be told."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    kind = ""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split()
+            if fields[2] == wanted:
+                kind = fields[fields.index("-") + 1]
+    return kind

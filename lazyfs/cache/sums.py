@@ -1,0 +1,21 @@
+"""Checksums of chunks: CRC64-NVME of each 64 KiB block, because CRCs combine into the chunk's, the segment's and at last
+the object's, which is what S3 calls the full-object checksum.
+
+awscrt computes it at 37 to 52 GB/s on a core (zlib.crc32: 4), so verifying every byte costs nothing that shows.
+"""
+
+from array import array
+
+from awscrt.checksums import crc64nvme
+
+from lazyfs.objects import BLOCK_SIZE
+
+
+def block_sums(view: memoryview) -> bytes:
+    """The checksum of each block of a chunk, 8 bytes each in native order; the last block may be short."""
+    return array("Q", [crc64nvme(view[i : i + BLOCK_SIZE]) for i in range(0, len(view), BLOCK_SIZE)]).tobytes()
+
+
+def seal(key: bytes, body: bytes | memoryview) -> bytes:
+    """8 bytes that bind a record's body to its key, so that a record under a wrong key counts as damaged."""
+    return crc64nvme(body, crc64nvme(key)).to_bytes(8, "little")

@@ -1,0 +1,1 @@
+"""Arguments, and what people see. Knows config and service, and nothing below."""

@@ -1,0 +1,172 @@
+"""The `lazyfs` command."""
+
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+import click
+import trio
+
+from lazyfs import __version__
+from lazyfs.cli import background
+from lazyfs.cli.settings import Setting, as_arguments, as_toml, resolve, setting_options
+from lazyfs.config import Config, parse_source
+from lazyfs.errors import LazyfsError, SetupError, UsageError
+from lazyfs.objects import Source
+from lazyfs.service import mounts
+from lazyfs.service.logs import set_up_logging
+from lazyfs.service.mount import serve
+
+
+class _Group(click.Group):
+    """Turns our errors into one sentence and an exit status: 2 for a wrong call, 1 for what cannot be done."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            background.fail(error, 2)
+        except LazyfsError as error:
+            background.fail(error, 1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="lazyfs")
+def cli() -> None:
+    """Model weights from S3, mounted read-only: open and memory-map at once, fetch what is touched, keep it on disk."""
+
+
+@cli.command()
+@click.argument("source", envvar="LAZYFS_SOURCE")
+@click.argument("mountpoint", envvar="LAZYFS_MOUNTPOINT", type=click.Path())
+@click.option("--foreground", "-f", is_flag=True, help="Stay, and log to stderr.")
+@click.option("--print-config", is_flag=True, help="Show every setting and where it came from, and mount nothing.")
+@click.option("--ready-fd", type=int, hidden=True)
+@setting_options
+@click.pass_context
+def mount(
+    ctx: click.Context, source: str, mountpoint: str, foreground: bool, print_config: bool, ready_fd: int | None, **_: Any
+) -> None:
+    """Mount SOURCE (s3://bucket or s3://bucket/prefix/) at MOUNTPOINT, an empty directory.
+
+    Returns when the mount can be read, and goes on in the background. Credentials are found as boto3 finds them:
+    environment, ~/.aws, container or instance role. Every option is also LAZYFS_<NAME> in the environment.
+    """
+    config, settings = resolve(ctx)
+    bucket, prefix = parse_source(source)
+    if print_config:
+        click.echo(as_toml(settings))
+        return
+    try:
+        place = mounts.prepare_mountpoint(mountpoint)
+        if foreground:
+            _serve(config, Source(bucket, prefix, config.endpoint_url or ""), place, ready_fd)
+        else:
+            _start(config, settings, source, place)
+    except LazyfsError as error:
+        background.tell(ready_fd, str(error).encode())
+        raise
+
+
+def _start(config: Config, settings: list[Setting], source: str, mountpoint: str) -> None:
+    paths = {"cache_dir", "log_file", "ca_bundle"}
+    settings = [
+        Setting(s.name, os.path.abspath(s.words), "flag") if s.name in paths and s.words else s for s in settings
+    ]
+    background.start([*as_arguments(settings), "--", source, mountpoint], mountpoint, config.log_file)
+
+
+def _serve(config: Config, source: Source, mountpoint: str, ready_fd: int | None) -> None:
+    set_up_logging(config.log_level, config.log_format)
+    os.umask(0o077)
+    try:
+        trio.run(serve, config, source, mountpoint, lambda: background.tell(ready_fd, background.READY))
+    except LazyfsError:
+        raise
+    except KeyboardInterrupt:
+        raise SetupError("interrupted before the mount was ready") from None
+    except BaseException as error:
+        logging.getLogger("lazyfs").exception("a defect ended the mount")
+        raise SetupError(f"a defect of lazyfs ended the mount: {type(error).__name__}: {error}") from None
+
+
+@cli.command()
+@click.argument("mountpoint", type=click.Path())
+@click.option("--lazy", "-l", is_flag=True, help="Also when it is in use: gone from the tree now, ended when closed.")
+def unmount(mountpoint: str, lazy: bool) -> None:
+    """Unmount MOUNTPOINT, and wait until its daemon has written what it had."""
+    path = _mountpoint(mountpoint)
+    try:
+        pid = json.loads(mounts.stats_of(path))["pid"]
+    except (OSError, TimeoutError, ValueError):
+        pid = None
+    mounts.unmount(path, lazy=lazy or pid is None)
+    if pid is not None and not lazy and not mounts.wait_for_exit(pid, 30):
+        raise SetupError(f"{path} is unmounted, but its daemon (pid {pid}) has not ended after 30 s")
+
+
+@cli.command()
+@click.argument("mountpoint", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+def stats(mountpoint: str, as_json: bool) -> None:
+    """What the mount at MOUNTPOINT has done since it started."""
+    path = _mountpoint(mountpoint)
+    try:
+        found = json.loads(mounts.stats_of(path))
+    except (OSError, TimeoutError) as error:
+        raise SetupError(f"the mount at {path} does not answer: {error}") from None
+    click.echo(json.dumps(found) if as_json else json.dumps(found, indent=2))
+
+
+@cli.command()
+@click.argument("mountpoint", type=click.Path(), required=False)
+@click.option("--json", "as_json", is_flag=True, help="JSON, a list of mounts.")
+def status(mountpoint: str | None, as_json: bool) -> None:
+    """What is mounted, and whether it answers; exit status 1 if a mount does not."""
+    wanted = _mountpoint(mountpoint) if mountpoint else None
+    found = []
+    for one in mounts.mounts():
+        if one.fstype != mounts.FSTYPE or wanted not in (None, one.mountpoint):
+            continue
+        try:
+            report = json.loads(mounts.stats_of(one.mountpoint))
+            health = "ok"
+        except (OSError, TimeoutError, ValueError) as error:
+            report, health = {}, f"does not answer: {error}"
+        log = str(background.log_path(one.mountpoint, None))
+        found.append({"mountpoint": one.mountpoint, "source": one.source, "health": health, "log": log, **report})
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        for report in found:
+            click.echo(f"{report['source']} at {report['mountpoint']}: {report['health']}")
+            if report["health"] == "ok":
+                store, chunks = report["store"], report["chunks"]
+                click.echo(
+                    f"  pid {report['pid']}, up {report['uptime']:.0f} s, cache {report['disk']['used'] >> 20} MiB, "
+                    f"fetched {store['bytes_received'] >> 20} MiB in {store['get_requests']} requests, "
+                    f"{chunks['disk_hits']} chunks from disk, {report['failures']} failures, {report['kernel']}"
+                )
+                click.echo(f"  log of a background mount: {report['log']}")
+                for reason, count in report["hidden"].items():
+                    click.echo(f"  {count} keys hidden: {reason}")
+        if not found:
+            click.echo("no lazyfs mount")
+    if any(report["health"] != "ok" for report in found):
+        raise SystemExit(1)
+
+
+def _mountpoint(text: str) -> str:
+    """The path of an existing lazyfs mount; `UsageError` for anything else."""
+    path = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(text))), os.path.basename(os.path.abspath(text)))
+    found = mounts.mounted_at(path)
+    if found is None or found.fstype != mounts.FSTYPE:
+        raise UsageError(f"{text} is not a lazyfs mount; `lazyfs status` lists them")
+    return path
+
+
+def main() -> None:
+    """Entry point of the `lazyfs` script."""
+    sys.exit(cli())

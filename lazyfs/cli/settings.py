@@ -1,0 +1,130 @@
+"""The settings of `config.Config` as options: on the command line, in the environment, in a TOML file.
+
+Flag over environment over file over default; click does the layering, `config.py` the reading of each value.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from lazyfs.config import Config, parse_flag
+from lazyfs.errors import UsageError
+
+_WHERE = {
+    ParameterSource.COMMANDLINE: "flag",
+    ParameterSource.ENVIRONMENT: "environment",
+    ParameterSource.DEFAULT_MAP: "file",
+    ParameterSource.DEFAULT: "default",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """One resolved setting: its value as the user wrote it (None: unset) and which layer it came from."""
+
+    name: str
+    words: str | None
+    where: str
+
+
+def flag_name(field: str) -> str:
+    """`max_cache_size` as `max-cache-size`."""
+    return field.replace("_", "-")
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for every setting, and `--config`."""
+    for field in reversed(dataclasses.fields(Config)):
+        is_flag = field.metadata["parse"] is parse_flag
+        default = field.metadata["default"]
+        command = click.option(
+            f"--{flag_name(field.name)}" + (f"/--no-{flag_name(field.name)}" if is_flag else ""),
+            field.name,
+            type=bool if is_flag else str,
+            default=parse_flag(default) if is_flag else default,
+            envvar=f"LAZYFS_{field.name.upper()}",
+            show_default=default is not None and not is_flag,
+            help=field.metadata["help"],
+            metavar=None if is_flag else field.metadata["parse"].__name__.removeprefix("parse_").upper(),
+        )(command)
+    return click.option(
+        "--config",
+        type=click.Path(dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_file,
+        envvar="LAZYFS_CONFIG",
+        help="TOML file with settings, named as the flags are.",
+    )(command)
+
+
+def _read_file(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    """Make the file's settings click's defaults."""
+    if path is None:
+        return
+    try:
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the configuration {path} is not TOML: {error}") from None
+    known = {field.name for field in dataclasses.fields(Config)}
+    named = {key.replace("-", "_"): value for key, value in found.items()}
+    unknown = sorted(set(named) - known)
+    if unknown:
+        raise UsageError(f"the configuration {path} has unknown settings: {', '.join(unknown)}")
+    for key, value in named.items():
+        if isinstance(value, dict | list):
+            raise UsageError(f"{key} in the configuration {path} must be a single value")
+    ctx.default_map = {
+        **(ctx.default_map or {}),
+        **{key: value if isinstance(value, bool) else str(value) for key, value in named.items()},
+    }
+
+
+def resolve(ctx: click.Context) -> tuple[Config, list[Setting]]:
+    """The configuration of this call, and where each setting came from. `UsageError` names a value that is wrong."""
+    values: dict[str, Any] = {}
+    settings = []
+    for field in dataclasses.fields(Config):
+        raw = ctx.params[field.name]
+        words = None if raw is None else str(raw).lower() if isinstance(raw, bool) else str(raw)
+        source = ctx.get_parameter_source(field.name)
+        settings.append(Setting(field.name, words, _WHERE.get(source, "flag") if source else "default"))
+        try:
+            values[field.name] = None if words is None else field.metadata["parse"](words)
+        except UsageError as error:
+            raise UsageError(f"--{flag_name(field.name)}: {error}") from None
+    return Config(**values), settings
+
+
+def as_arguments(settings: list[Setting]) -> list[str]:
+    """Flags that give the same configuration again, whatever the environment of the process that gets them."""
+    arguments = []
+    parsers = {field.name: field.metadata["parse"] for field in dataclasses.fields(Config)}
+    for setting in settings:
+        if setting.words is None or setting.where == "default":
+            continue
+        if parsers[setting.name] is parse_flag:
+            arguments.append(f"--{'' if setting.words == 'true' else 'no-'}{flag_name(setting.name)}")
+        else:
+            arguments.append(f"--{flag_name(setting.name)}={setting.words}")
+    return arguments
+
+
+def as_toml(settings: list[Setting]) -> str:
+    """The configuration as a file that `--config` reads, each line with where its value came from."""
+    lines = []
+    for setting in settings:
+        if setting.words is None:
+            lines.append(f"# {flag_name(setting.name)} is not set")
+        else:
+            words = setting.words.replace("\\", "\\\\").replace('"', '\\"')
+            value = words if words in ("true", "false") else f'"{words}"'
+            lines.append(f"{flag_name(setting.name)} = {value}  # {setting.where}")
+    return "\n".join(lines)

@@ -1,0 +1,187 @@
+"""Every setting of a mount, with its unit and its reason. No library, disk or network.
+
+The command line, the environment (`LAZYFS_<NAME>`), the TOML file and `mount -o` are all generated from `Config`:
+a setting exists in all of them or in none.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from lazyfs.errors import UsageError
+from lazyfs.objects import GIB, KIB, MIB
+
+_UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1024 * GIB}
+_UNITS |= {"K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_TIMES = {"": 1.0, "MS": 1e-3, "S": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
+
+
+def parse_size(text: str) -> int:
+    """`200GiB`, `64M` or `1048576` in bytes. A bare letter is a power of 1024, as for mount(8) and systemd."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise UsageError(f"{text!r} is not a size; write it like 200GiB, 512MiB or 1048576")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_share(text: str) -> int | float:
+    """A size, or a percentage of the filesystem as a float below 1: `5%` is 0.05."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*%", text.strip())
+    if match is None:
+        return parse_size(text)
+    if float(match[1]) >= 100:
+        raise UsageError(f"{text!r} leaves no room for a cache; write a percentage below 100%, or a size like 10GiB")
+    return float(match[1]) / 100
+
+
+def parse_duration(text: str) -> float:
+    """`60s`, `5m`, `1h` or bare seconds, in seconds; `indefinite` is infinity."""
+    if text.strip().lower() == "indefinite":
+        return inf
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _TIMES:
+        raise UsageError(f"{text!r} is not a time; write it like 60s, 5m, 1h or indefinite")
+    return float(match[1]) * _TIMES[match[2].upper()]
+
+
+def parse_mode(text: str) -> int:
+    """Permission bits in octal, `0444`."""
+    if re.fullmatch(r"[0-7]{3,4}", text.strip()) is None:
+        raise UsageError(f"{text!r} is not a file mode; write it in octal like 0444")
+    return int(text, 8)
+
+
+def parse_count(text: str) -> int:
+    """A whole number from 0."""
+    if re.fullmatch(r"[0-9]{1,9}", text.strip()) is None:
+        raise UsageError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def parse_flag(text: str) -> bool:
+    """`true`/`false`, `yes`/`no`, `on`/`off`, `1`/`0`; an empty word counts as set, as in `-o allow-other`."""
+    word = text.strip().lower()
+    if word in {"", "1", "true", "yes", "on"}:
+        return True
+    if word in {"0", "false", "no", "off"}:
+        return False
+    raise UsageError(f"{text!r} is neither true nor false")
+
+
+def parse_text(text: str) -> str:
+    """Any words; white space around them is dropped."""
+    return text.strip()
+
+
+def choice(*words: str) -> Callable[[str], str]:
+    """A parser that takes one of `words`, in any case."""
+
+    def parse(text: str) -> str:
+        if text.strip().lower() not in words:
+            raise UsageError(f"{text!r} is not one of {', '.join(words)}")
+        return text.strip().lower()
+
+    return parse
+
+
+def _setting(default: Any, parse: Callable[[str], Any], words: str) -> Any:
+    """One field: its default as the user would write it, how it is read, and its help line."""
+    return field(
+        default=None if default is None else parse(default),
+        metadata={"parse": parse, "help": words, "default": default},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The settings of one mount. None means: found out when the mount starts, as the help line says."""
+
+    endpoint_url: str | None = _setting(None, parse_text, "S3 endpoint to use instead of AWS, http(s)://host[:port].")
+    region: str | None = _setting(None, parse_text, "Region of the bucket; default: as boto3 finds it.")
+    profile: str | None = _setting(None, parse_text, "Profile of the AWS configuration to take credentials from.")
+    no_sign_request: bool = _setting("false", parse_flag, "Send unsigned requests, for public buckets.")
+    force_path_style: bool = _setting(
+        "false", parse_flag, "Put the bucket into the path instead of the host; always on with --endpoint-url."
+    )
+    requester_pays: bool = _setting("false", parse_flag, "Agree to pay for requests to a requester-pays bucket.")
+    expected_bucket_owner: str | None = _setting(None, parse_text, "Fail unless this account owns the bucket.")
+    ca_bundle: str | None = _setting(None, parse_text, "File with the certificates to trust for https endpoints.")
+
+    cache_dir: str | None = _setting(
+        None, parse_text, "Directory of the chunk cache; default: /var/cache/lazyfs for root, else ~/.cache/lazyfs."
+    )
+    max_cache_size: int | None = _setting(
+        None, parse_size, "Bound on the disk space of the cache, index included; default: only --min-free-space bounds it."
+    )
+    min_free_space: int | float = _setting(
+        "5%", parse_share, "Space that the cache leaves free on its filesystem, a size or a percentage."
+    )
+    memory_budget: int | None = _setting(
+        None,
+        parse_size,
+        "Bound on the memory for chunks; default: 1/16 of the memory limit, between 64 MiB and 1 GiB.",
+    )
+
+    metadata_ttl: float = _setting(
+        "60s", parse_duration, "How long a listing is trusted before S3 is asked again; 'indefinite' for immutable prefixes."
+    )
+    negative_metadata_ttl: float = _setting(
+        "5s", parse_duration, "How long the kernel may remember that a name does not exist."
+    )
+    read_part_size: int = _setting(
+        "8MiB", parse_size, "Most bytes of one ranged GET; a request costs about 1.3 ms of CPU whatever its size."
+    )
+    max_connections: int = _setting("32", parse_count, "Most GET requests under way at once.")
+    retry_budget: float = _setting(
+        "5m", parse_duration, "How long a read asks S3 again before it fails; a failed read kills a mapped reader by SIGBUS."
+    )
+
+    read_ahead_kb: int = _setting(
+        "1024", parse_count, "Kernel read-ahead of the mount in KiB (needs root); 128 is the kernel's own, 2-3 times slower."
+    )
+    max_background: int = _setting(
+        "128", parse_count, "Kernel requests in flight (needs root); 12 is the kernel's own, too few for parallel readers."
+    )
+    allow_other: bool = _setting("false", parse_flag, "Let other users read the mount.")
+    allow_root: bool = _setting("false", parse_flag, "Let root read the mount of an ordinary user.")
+    noexec: bool = _setting("false", parse_flag, "Refuse to execute files of the mount.")
+    uid: int | None = _setting(None, parse_count, "Owner of every file; default: who mounts.")
+    gid: int | None = _setting(None, parse_count, "Group of every file; default: who mounts.")
+    file_mode: int = _setting("0444", parse_mode, "Permission bits of files; write bits have no effect.")
+    dir_mode: int = _setting("0555", parse_mode, "Permission bits of directories; write bits have no effect.")
+
+    log_level: str = _setting("info", choice("debug", "info", "warning", "error"), "Least severe messages to log.")
+    log_format: str = _setting("text", choice("text", "json"), "Log as text or as JSON lines.")
+    log_file: str | None = _setting(
+        None, parse_text, "Log file of a background mount; default: in the state directory, named by `lazyfs status`."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that no mount can work with."""
+        if self.read_part_size < MIB or self.read_part_size % MIB or self.read_part_size > 64 * MIB:
+            raise UsageError("--read-part-size must be a whole number of MiB from 1MiB to 64MiB")
+        if self.memory_budget is not None and self.memory_budget < 16 * MIB:
+            raise UsageError("--memory-budget must be at least 16MiB, so that a read and its read-ahead fit")
+        if self.max_cache_size is not None and self.max_cache_size < 4 * MIB:
+            raise UsageError("--max-cache-size must be at least 4MiB; leave it out for no bound")
+        if self.max_connections < 1:
+            raise UsageError("--max-connections must be at least 1")
+        if self.max_background < 1:
+            raise UsageError("--max-background must be at least 1")
+        if self.endpoint_url is not None and not re.match(r"https?://[^/\s]+", self.endpoint_url):
+            raise UsageError(f"--endpoint-url {self.endpoint_url!r} must start with http:// or https:// and name a host")
+        if self.allow_other and self.allow_root:
+            raise UsageError("--allow-other and --allow-root exclude each other; --allow-other includes root")
+
+
+def parse_source(text: str) -> tuple[str, str]:
+    """`s3://bucket` or `s3://bucket/prefix/` as (bucket, prefix); a missing last slash of the prefix is added."""
+    match = re.fullmatch(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,62})(?:/(.*))?", text, re.DOTALL)
+    if match is None:
+        raise UsageError(f"{text!r} is not a source; write s3://bucket or s3://bucket/prefix/")
+    prefix = match[2] or ""
+    if prefix and not prefix.endswith("/"):
+        prefix += "/"
+    return match[1], prefix

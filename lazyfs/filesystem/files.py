@@ -1,0 +1,66 @@
+"""Open files: a read becomes what to bring ahead and what to wait for.
+
+Must not know FUSE or S3. All opens of one inode share one `OpenFile`, so that its streams are seen whatever descriptor
+they come through.
+"""
+
+from lazyfs.cache.chunks import ChunkCache
+from lazyfs.filesystem.tree import File
+from lazyfs.reading.streams import Budget, Streams
+
+
+class OpenFile:
+    """An inode with at least one open handle; reads the bytes of exactly the version that the inode stands for."""
+
+    __slots__ = ("_cache", "_streams", "file", "handles")
+
+    def __init__(self, file: File, cache: ChunkCache, budget: Budget) -> None:
+        self.file = file
+        self.handles = 0
+        self._cache = cache
+        self._streams = Streams(file.version.size, budget)
+
+    async def read(self, offset: int, size: int) -> memoryview | bytes:
+        """`size` bytes from `offset` on, less only at the end of the file. The view is good until the next await.
+
+        What to bring is decided and started in one step, before anything is waited for.
+        """
+        version = self.file.version
+        stop = min(offset + size, version.size)
+        if offset >= stop:
+            return b""
+        plan = self._streams.observe(offset, stop)
+        if plan.start < plan.stop:
+            plan.reached(self._cache.start(version, plan.start, plan.stop, demand=stop))
+        return await self._cache.read(version, offset, stop)
+
+
+class OpenFiles:
+    """The open files of a mount, by inode."""
+
+    def __init__(self, cache: ChunkCache, budget: Budget) -> None:
+        self._cache = cache
+        self._budget = budget
+        self._files: dict[int, OpenFile] = {}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def open(self, file: File) -> int:
+        """One more handle on the file; the handle is its inode."""
+        found = self._files.get(file.inode)
+        if found is None:
+            found = self._files[file.inode] = OpenFile(file, self._cache, self._budget)
+        found.handles += 1
+        return file.inode
+
+    def get(self, handle: int) -> OpenFile:
+        """The open file of a handle."""
+        return self._files[handle]
+
+    def release(self, handle: int) -> None:
+        """One handle less; with the last one the streams are forgotten. Bytes on their way go on into the cache."""
+        found = self._files[handle]
+        found.handles -= 1
+        if found.handles == 0:
+            del self._files[handle]

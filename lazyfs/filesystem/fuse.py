@@ -1,0 +1,329 @@
+"""The translation between the kernel and the model: the only importer of pyfuse3.
+
+Its job: names, attributes, open files in the kernel's words, one guard around every handler, one table from failure to
+errno. No decision about chunks or listings is made here.
+
+Rules from the kernel: an inode is one immutable object version, so pages stay right for ever (keep_cache, never
+direct_io, which would refuse mmap); nothing is invalidated and nothing notifies, since a notification that waits for a
+page held by a read that waits for us leaves an unkillable process; attributes are the same from lookup, getattr and
+readdirplus, because a size that shrinks kills mapped readers by SIGBUS.
+"""
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
+
+from lazyfs import errors
+from lazyfs.filesystem.files import OpenFiles
+from lazyfs.filesystem.tree import Directory, File, Node, Tree
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ERRNO: dict[type[errors.LazyfsError], int] = {
+    errors.NoSuchName: errno.ENOENT,
+    errors.NotFound: errno.ESTALE,  # a listed object that is gone: changed under the handle, not a missing name
+    errors.ArchivedObject: errno.EACCES,
+    errors.AccessDenied: errno.EACCES,
+    errors.ObjectChanged: errno.ESTALE,
+    errors.StaleHandle: errno.ESTALE,
+    errors.NotADirectory: errno.ENOTDIR,
+    errors.IsADirectory: errno.EISDIR,
+    errors.NoSuchAttribute: errno.ENODATA,
+    errors.Unreachable: errno.EIO,
+}
+"""From failure to errno; whatever is not here is EIO. Never EAGAIN, ENOMEM or a short read: a mapped reader dies of it."""
+
+_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOTDIR, errno.EISDIR}
+FOREVER = 365 * 86400.0
+"""Seconds: attributes of an inode never change, so the kernel may keep them."""
+
+XATTR = "user.lazyfs."
+
+
+def _errno(error: errors.LazyfsError) -> int:
+    return next((ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO), errno.EIO)
+
+
+def _guarded(
+    handler: Callable[Concatenate["Operations", P], Awaitable[T]],
+) -> Callable[Concatenate["Operations", P], Awaitable[T]]:
+    """The one guard: a failure of ours becomes its errno, a defect becomes EIO with a traceback in the log, and the
+    mount lives on. No await after the handler's, so that a view it returns is still good when pyfuse3 replies."""
+
+    @functools.wraps(handler)
+    async def guarded(self: "Operations", *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except errors.LazyfsError as error:
+            number = _errno(error)
+            if number not in _QUIET:
+                log.error("%s failed with %s: %s", handler.__name__, errno.errorcode[number], error)
+            self.failures += number not in _QUIET
+            raise FUSEError(number) from None
+        except Exception:
+            self.failures += 1
+            log.exception("a defect in %s, answered with EIO", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+class Operations(pyfuse3.Operations):
+    """One mount as the kernel sees it.
+
+    `total_size` gives the bytes of all objects; `cached_bytes` those of a file on disk; `report` is what the root's
+    `user.lazyfs.stats` says.
+    """
+
+    enable_writeback_cache = False
+    supports_dot_lookup = False
+
+    def __init__(
+        self,
+        *,
+        tree: Tree,
+        files: OpenFiles,
+        total_size: Callable[[], Awaitable[int]],
+        report: Callable[[], bytes],
+        xattrs: Callable[[File], dict[str, str]],
+        negative_ttl: float,
+        uid: int,
+        gid: int,
+        file_mode: int,
+        dir_mode: int,
+        started_ns: int,
+    ) -> None:
+        super().__init__()
+        self._tree = tree
+        self._files = files
+        self._total_size = total_size
+        self._report = report
+        self._xattrs = xattrs
+        self._negative_ttl = negative_ttl
+        self._owner = (uid, gid)
+        self._modes = (stat.S_IFREG | file_mode, stat.S_IFDIR | dir_mode)
+        self._started_ns = started_ns
+        self._snapshots: dict[int, list[Node]] = {}
+        self._next_snapshot = 1
+        self.failures = 0
+        self.reads = 0
+        self.read_bytes = 0
+
+    def _attributes(self, node: Node) -> EntryAttributes:
+        """The attributes of a node: always the same for an inode, whoever asks. For what an entry is good for, see
+        `_entry`."""
+        entry = EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(node.inode)
+        entry.generation = 0
+        entry.st_uid, entry.st_gid = self._owner
+        entry.st_rdev = 0
+        entry.st_blksize = 1024 * 1024
+        entry.attr_timeout = FOREVER
+        entry.entry_timeout = 0
+        if isinstance(node, File):
+            entry.st_mode = pyfuse3.ModeT(self._modes[0])
+            entry.st_nlink = 1
+            entry.st_size = node.version.size
+            mtime = node.mtime_ns
+        else:
+            # 1 says that the number of subdirectories is not to be read off here; it would change as we list.
+            entry.st_mode = pyfuse3.ModeT(self._modes[1])
+            entry.st_nlink = 1
+            entry.st_size = 0
+            mtime = self._started_ns
+        entry.st_blocks = -(-entry.st_size // 512)
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = mtime
+        return entry
+
+    def _entry(self, node: Node) -> EntryAttributes:
+        """The attributes, with how long the name may be believed: as long as the listing that gave it."""
+        entry = self._attributes(node)
+        if node.parent is not None:
+            entry.entry_timeout = min(FOREVER, self._tree.trusted_for(node.parent))
+        return entry
+
+    @_guarded
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """A name in a directory. A missing one is answered with inode 0, which the kernel may remember for a while."""
+        try:
+            return self._entry(await self._tree.lookup(parent_inode, os.fsdecode(name)))
+        except errors.NoSuchName:
+            missing = EntryAttributes()
+            missing.st_ino = pyfuse3.InodeT(0)
+            trusted = self._tree.trusted_for(self._tree.directory(parent_inode))
+            missing.entry_timeout = min(self._negative_ttl, trusted, FOREVER)
+            return missing
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """The kernel forgot inodes; each that many times."""
+        for inode, count in inode_list:
+            self._tree.forget(inode, count)
+
+    @_guarded
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        """The attributes of an inode."""
+        return self._attributes(self._tree.node(inode))
+
+    @_guarded
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        """A handle on a snapshot of the directory, so that cookies stay right whatever happens meanwhile."""
+        entries = await self._tree.entries(inode)
+        directory = self._tree.directory(inode)
+        handle, self._next_snapshot = self._next_snapshot, self._next_snapshot + 1
+        self._snapshots[handle] = [directory, directory.parent or directory, *entries]
+        return handle
+
+    @_guarded
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        """Entries from cookie `start_id` on; the cookie of an entry is the number of the next one."""
+        entries = self._snapshots[fh]
+        for number in range(start_id, len(entries)):
+            node = entries[number]
+            name = (b".", b"..")[number] if number < 2 else os.fsencode(node.name)
+            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), self._entry(node), number + 1):
+                return
+            if number >= 2:
+                self._tree.remember(node)
+
+    @_guarded
+    async def releasedir(self, fh: int) -> None:
+        """The snapshot is no longer needed."""
+        del self._snapshots[fh]
+
+    @_guarded
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        """A handle for reading. ESTALE for a version that its name no longer stands for: the kernel then looks the name
+        up again, once, and opens what it finds."""
+        node = self._tree.node(inode)
+        if isinstance(node, Directory):
+            raise errors.IsADirectory(node.name)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise FUSEError(errno.EROFS)
+        if not node.current:
+            raise errors.StaleHandle(f"{node.version.key!r} is another version by now")
+        return FileInfo(fh=pyfuse3.FileHandleT(self._files.open(node)), keep_cache=True, direct_io=False)
+
+    @_guarded
+    async def read(self, fh: int, off: int, size: int) -> Any:
+        """Bytes of the version that was opened; fewer than `size` only at its end."""
+        opened = self._files.get(fh)
+        try:
+            found = await opened.read(off, size)
+        except (errors.ObjectChanged, errors.NotFound):
+            self._tree.expire(opened.file)
+            raise
+        self.reads += 1
+        self.read_bytes += len(found)
+        return found
+
+    @_guarded
+    async def flush(self, fh: int) -> None:
+        """Nothing is ever written."""
+
+    @_guarded
+    async def release(self, fh: int) -> None:
+        """The handle is closed and no mapping of it is left."""
+        self._files.release(fh)
+
+    @_guarded
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """The filesystem is as large as its objects, and full."""
+        found = StatvfsData()
+        found.f_bsize = found.f_frsize = 4096
+        try:
+            total = await self._total_size()
+        except errors.StoreError as error:
+            log.warning("statfs knows only what was listed: %s", error)
+            total = sum(node.version.size for node in self._tree.nodes() if isinstance(node, File))
+        found.f_blocks = -(-total // 4096)
+        found.f_bfree = found.f_bavail = 0
+        found.f_files = len(self._tree)
+        found.f_ffree = found.f_favail = 0
+        found.f_namemax = 255
+        return found
+
+    def _named_xattrs(self, inode: int) -> dict[str, bytes]:
+        node = self._tree.node(inode)
+        if isinstance(node, File):
+            return {XATTR + name: os.fsencode(value) for name, value in self._xattrs(node).items()}
+        if node is self._tree.root:
+            return {XATTR + "stats": self._report()}
+        return {}
+
+    @_guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        """One `user.lazyfs.*` attribute."""
+        try:
+            return self._named_xattrs(inode)[os.fsdecode(name)]
+        except KeyError:
+            raise errors.NoSuchAttribute(os.fsdecode(name)) from None
+
+    @_guarded
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        """The names of the attributes of an inode."""
+        return [os.fsencode(name) for name in self._named_xattrs(inode)]
+
+
+async def _read_only(*args: object, **kwargs: object) -> None:
+    """Every call that would change something. A mount that is `ro` never gets here; one remounted `rw` does."""
+    raise FUSEError(errno.EROFS)
+
+
+for _name in "setattr mknod mkdir unlink rmdir symlink rename link write create setxattr removexattr".split():
+    setattr(Operations, _name, _read_only)
+
+
+def mount_options(source_url: str, *, allow_other: bool, allow_root: bool, noexec: bool) -> set[str]:
+    """The options of the mount: always read-only, without devices and set-uid, permissions checked by the kernel.
+
+    `fsname` is the source: some loaders turn memory mapping off for names of other products' mounts.
+    """
+    options = {"fsname=" + source_url.replace(",", "\\,"), "subtype=lazyfs"}
+    options |= {"ro", "nosuid", "nodev", "noatime", "default_permissions"}
+    if allow_other:
+        options.add("allow_other")
+    if allow_root:
+        options.add("allow_root")
+    if noexec:
+        options.add("noexec")
+    return options
+
+
+class Session:
+    """The one FUSE session of this process, between `__init__` (mounted) and `close` (unmounted)."""
+
+    def __init__(self, operations: Operations, mountpoint: str, options: set[str]) -> None:
+        try:
+            pyfuse3.init(operations, mountpoint, options)
+        except (RuntimeError, OSError) as error:
+            raise errors.SetupError(f"cannot mount at {mountpoint}: {error}; is /dev/fuse there and fuse3 installed?") from None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer the kernel until the filesystem is unmounted or `stop` is called."""
+        task_status.started()
+        await cast(Any, pyfuse3.main)(max_tasks=MAX_TASKS)
+
+    def stop(self) -> None:
+        """Make `run` return."""
+        pyfuse3.terminate()
+
+    def close(self) -> None:
+        """Unmount, if that has not happened, and end the session."""
+        pyfuse3.close(unmount=True)
+
+
+MAX_TASKS = 512
+"""Requests handled at once. Each waiting read holds one, and a mapped reader's fault must not wait for another's."""

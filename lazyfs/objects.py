@@ -1,0 +1,144 @@
+"""The nouns and their arithmetic: sources, object versions, chunks, spans, segments.
+
+Pure: no library, disk, network or clock. Ranges are half open, in bytes unless a name says chunks.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+CHUNK_SIZE = MIB
+"""Unit of presence and of a FUSE reply: the largest read the kernel sends is 256 pages, so a reply is one view."""
+
+BLOCK_SIZE = 64 * KIB
+"""Unit of checksums inside a chunk: a 4 KiB touch of warm data reads and verifies this much."""
+
+SEGMENT_CHUNKS = 64
+"""Chunks of one index record, and the unit of eviction from a file that is not complete (64 MiB)."""
+
+BLOCKS_PER_CHUNK = CHUNK_SIZE // BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a tree of objects comes from. `prefix` is empty or ends with `/`; `endpoint` is empty for AWS."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str = ""
+
+    @property
+    def url(self) -> str:
+        """The source as the user writes it."""
+        return f"s3://{self.bucket}/{self.prefix}" if self.prefix else f"s3://{self.bucket}"
+
+    @property
+    def place(self) -> str:
+        """What identifies the bucket among all buckets; two mounts of one bucket share their cached bytes by it."""
+        return f"{self.endpoint.rstrip('/')}|{self.bucket}"
+
+
+@dataclass(frozen=True)
+class ObjectVersion:
+    """Identity of bytes. Immutable; whatever holds bytes is keyed by it.
+
+    `etag` is opaque and as the store spells it, quotes included; `version_id` only where the bucket has versions.
+    """
+
+    place: str
+    key: str
+    etag: str
+    size: int
+    version_id: str = ""
+
+    @functools.cached_property
+    def object_id(self) -> bytes:
+        """16 bytes that stand for this version in the cache. A key never becomes a path on the cache disk."""
+        parts = (self.place, self.key, self.etag, str(self.size), self.version_id)
+        digest = hashlib.sha256()
+        for part in parts:
+            raw = part.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+        return digest.digest()[:16]
+
+    @property
+    def chunk_count(self) -> int:
+        """Number of chunks of the whole object; 0 for an empty one."""
+        return -(-self.size // CHUNK_SIZE)
+
+    def chunk_length(self, number: int) -> int:
+        """Bytes of chunk `number`: CHUNK_SIZE, or less for the last."""
+        return min(CHUNK_SIZE, self.size - number * CHUNK_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object as a listing or a HEAD tells it. `mtime_ns` is nanoseconds since the epoch."""
+
+    key: str
+    etag: str
+    size: int
+    mtime_ns: int
+    storage_class: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A complete listing of one prefix: the objects right below it and the common prefixes, each ending in `/`.
+
+    `listed_at` is wall-clock seconds when the request was sent, so that a later mount can tell its age.
+    """
+
+    prefix: str
+    objects: tuple[ObjectInfo, ...]
+    prefixes: tuple[str, ...]
+    listed_at: float
+
+
+def chunk_range(start: int, stop: int) -> range:
+    """The chunks that bytes [start, stop) touch."""
+    if stop <= start:
+        return range(0)
+    return range(start // CHUNK_SIZE, -(-stop // CHUNK_SIZE))
+
+
+def align_down(offset: int, unit: int = CHUNK_SIZE) -> int:
+    """The last multiple of `unit` at or before `offset`."""
+    return offset - offset % unit
+
+
+def align_up(offset: int, unit: int = CHUNK_SIZE) -> int:
+    """The first multiple of `unit` at or after `offset`."""
+    return -(-offset // unit) * unit
+
+
+def runs(numbers: Iterable[int], most: int) -> Iterator[range]:
+    """Ascending chunk numbers as runs of adjacent ones that do not cross a multiple of `most`.
+
+    The grid of multiples makes spans of different readers coincide instead of overlap.
+    """
+    first = stop = -1
+    for number in numbers:
+        if number == stop and number % most:
+            stop += 1
+            continue
+        if first >= 0:
+            yield range(first, stop)
+        first, stop = number, number + 1
+    if first >= 0:
+        yield range(first, stop)
+
+
+def tail(views: Sequence[memoryview], done: int) -> list[memoryview]:
+    """The buffers without their first `done` bytes: what is left to fill, or to write."""
+    rest: list[memoryview] = []
+    for view in views:
+        if done < len(view):
+            rest.append(view[done:] if done else view)
+        done = max(0, done - len(view))
+    return rest

@@ -1,0 +1,141 @@
+"""Streams: runs of reads in one inode, detected by offset alone, and how far to read ahead of each.
+
+Its job: from the offsets of reads, whatever descriptor, thread or process they come through, find the runs and say
+which bytes to bring before they are asked for. Must not know what is cached or how bytes come. Pure: no I/O, no clock;
+time is counted in reads. Not thread safe; one loop.
+
+Why by offset and not by descriptor: ranks that share one descriptor, and loaders that fault through mappings, look
+random to a detector that keeps one cursor for each handle.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from lazyfs.objects import CHUNK_SIZE, MIB, align_down, align_up
+
+FIRST_WINDOW = 4 * MIB
+"""Read-ahead of a run seen for the second time: a header that is read in two steps costs no more than this."""
+
+LARGEST_WINDOW = 256 * MIB
+"""At 30 ms to the first byte and 90 MB/s a connection, 32 connections of 8 MiB are busy with this."""
+
+STEP = 8 * MIB
+"""A window moves by whole steps, so that one GET brings one step."""
+
+SLACK = MIB
+"""A read this far before or behind a run still belongs to it: the kernel's read-ahead sends reads out of order."""
+
+MOST_STREAMS = 256
+"""Runs remembered for one inode; the one idle for longest is forgotten."""
+
+ACTIVE_READS = 512
+"""A run that had no read among so many of the mount's last reads does not share in the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to bring for one read: bytes [start, stop), chunk-aligned except at the end of the file.
+
+    Empty when all of it was planned before. `stream` is told by `reached` how far that went.
+    """
+
+    start: int
+    stop: int
+    stream: "Stream"
+
+    def reached(self, offset: int) -> None:
+        """Only bytes before `offset` are here or coming; the rest is planned again when there is room."""
+        self.stream.frontier = min(self.stream.frontier, max(offset, self.start))
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One run. `position`: where its reads have got to; `frontier`: up to where bytes are planned; offsets in bytes."""
+
+    position: int
+    frontier: int
+    window: int = 0
+    used: int = 0
+    """Bytes read since the window last grew."""
+
+
+class Budget:
+    """Bytes of read-ahead that all streams of a mount may hold together, shared evenly among the active ones."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._reads = 0
+        self._active: OrderedDict[int, int] = OrderedDict()
+
+    def share(self, stream: Stream) -> int:
+        """Note a read of `stream`, and say how large its window may be."""
+        self._reads += 1
+        self._active[id(stream)] = self._reads
+        self._active.move_to_end(id(stream))
+        while next(iter(self._active.values())) <= self._reads - ACTIVE_READS:
+            self._active.popitem(last=False)
+        return self.size // len(self._active)
+
+
+class Streams:
+    """The streams of one inode of `size` bytes."""
+
+    def __init__(self, size: int, budget: Budget) -> None:
+        self._size = size
+        self._budget = budget
+        self._streams: list[Stream] = []
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def observe(self, start: int, stop: int) -> Plan:
+        """A read of bytes [start, stop) is here; say what to bring, the read itself included."""
+        stream = self._match(start)
+        if stream is None:
+            stream = Stream(position=stop, frontier=min(self._size, align_up(stop)))
+            self._streams.insert(0, stream)
+            del self._streams[MOST_STREAMS:]
+            return Plan(align_down(start), stream.frontier, stream)
+        share = self._budget.share(stream)
+        if stop > stream.position:
+            stream.used += stop - stream.position
+            stream.position = stop
+        self._grow(stream, share)
+        return self._plan(stream, start, stop)
+
+    def _match(self, start: int) -> Stream | None:
+        """The stream that this read goes on with, moved to the front: a run goes on where its last read was."""
+        for index, stream in enumerate(self._streams):
+            if stream.position - SLACK <= start <= max(stream.position + SLACK, stream.frontier):
+                if index:
+                    del self._streams[index]
+                    self._streams.insert(0, stream)
+                return stream
+        return None
+
+    def _grow(self, stream: Stream, share: int) -> None:
+        largest = min(LARGEST_WINDOW, share)
+        if stream.window == 0:
+            stream.window = FIRST_WINDOW
+        elif stream.used >= stream.window // 4:
+            stream.window *= 2
+        else:
+            stream.window = min(stream.window, max(CHUNK_SIZE, largest))
+            return
+        stream.used = 0
+        stream.window = min(stream.window, max(CHUNK_SIZE, largest))
+
+    def _plan(self, stream: Stream, start: int, stop: int) -> Plan:
+        """From what is planned to the end of the window, if that is at least a step or the window half empty."""
+        target = align_up(stream.position + stream.window)
+        if stream.window >= 2 * STEP:
+            target = align_down(target, STEP)
+        target = min(self._size, target)
+        need = min(self._size, align_up(stop))
+        begin = min(stream.frontier, target)
+        low_water = min(STEP, stream.window // 2)
+        if target - begin >= low_water or (target == self._size and target > begin) or begin < need:
+            target = max(target, need)
+            stream.frontier = max(stream.frontier, target)
+            return Plan(align_down(start) if begin < need else begin, target, stream)
+        return Plan(need, need, stream)

@@ -1,0 +1,167 @@
+"""What is mounted on this machine, whether a place can be mounted on, and how a mount is taken away.
+
+All from /proc/self/mountinfo and fusermount3, so that it works for a mount whose daemon is dead or stuck.
+"""
+
+import errno
+import os
+import re
+import select
+import stat
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from lazyfs.errors import SetupError
+
+T = TypeVar("T")
+
+FSTYPE = "fuse.lazyfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of /proc/self/mountinfo."""
+
+    mountpoint: str
+    fstype: str
+    source: str
+    device: str
+    """major:minor, as in /sys/class/bdi."""
+    options: str
+
+
+def mounts() -> list[Mount]:
+    """All mounts that this process sees, in the order in which they were made."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split()
+            dash = fields.index("-")
+            found.append(
+                Mount(_plain(fields[4]), fields[dash + 1], _plain(fields[dash + 2]), fields[2], fields[5])
+            )
+    return found
+
+
+def _plain(field: str) -> str:
+    """Undo the octal escapes of blank, tab, newline and backslash."""
+    raw = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), os.fsencode(field))
+    return os.fsdecode(raw)
+
+
+def mounted_at(mountpoint: str) -> Mount | None:
+    """The mount that is on top at this path, if one is."""
+    return next((mount for mount in reversed(mounts()) if mount.mountpoint == mountpoint), None)
+
+
+def prepare_mountpoint(text: str) -> str:
+    """The absolute path to mount on: an empty directory. Clears a dead lazyfs mount that a crash left there.
+
+    `SetupError` says what to do about anything else that is in the way.
+    """
+    mountpoint = os.path.abspath(text)
+    parent = os.path.realpath(os.path.dirname(mountpoint))
+    mountpoint = os.path.join(parent, os.path.basename(mountpoint))
+    for _ in range(64):
+        mount = mounted_at(mountpoint)
+        if mount is None or not _dead(mountpoint):
+            break
+        if mount.fstype != FSTYPE:
+            raise SetupError(f"a dead {mount.fstype} mount is at {mountpoint}; remove it with: umount -l {mountpoint}")
+        unmount(mountpoint, lazy=True)
+    if mount is not None:
+        raise SetupError(
+            f"{mountpoint} is already a mount of {mount.source} ({mount.fstype}); "
+            f"unmount it first with: {'lazyfs unmount' if mount.fstype == FSTYPE else 'umount'} {mountpoint}"
+        )
+    try:
+        mountpoint = os.path.realpath(mountpoint)
+        found = os.stat(mountpoint)
+        if not stat.S_ISDIR(found.st_mode):
+            raise SetupError(f"the mountpoint {mountpoint} is not a directory; create an empty directory to mount on")
+        if os.listdir(mountpoint):
+            raise SetupError(f"the mountpoint {mountpoint} is not empty; choose an empty directory to mount on")
+    except FileNotFoundError:
+        raise SetupError(f"the mountpoint {mountpoint} does not exist; create it with: mkdir -p {mountpoint}") from None
+    except OSError as error:
+        raise SetupError(f"the mountpoint {mountpoint} cannot be used: {error.strerror}") from None
+    return mountpoint
+
+
+def _dead(mountpoint: str) -> bool:
+    """Whether the daemon behind a mount is gone (ENOTCONN, fs/fuse in the kernel)."""
+    try:
+        bounded(lambda: os.stat(mountpoint), seconds=5.0)
+    except TimeoutError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def unmount(mountpoint: str, *, lazy: bool) -> None:
+    """Take the mount away; `lazy` also when it is in use. `SetupError` if that does not work."""
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError:
+        raise SetupError("fusermount3 is not installed; install the package fuse3") from None
+    except subprocess.TimeoutExpired:
+        raise SetupError(f"unmounting {mountpoint} hangs; try: lazyfs unmount --lazy {mountpoint}") from None
+    if done.returncode != 0:
+        if "busy" in done.stderr.lower():
+            raise SetupError(
+                f"{mountpoint} is in use; close what reads from it (`fuser -vm {mountpoint}` names it) "
+                f"or use: lazyfs unmount --lazy {mountpoint}"
+            )
+        raise SetupError(f"cannot unmount {mountpoint}: {done.stderr.strip()}")
+
+
+def stats_of(mountpoint: str) -> bytes:
+    """What a mount's daemon reports, as JSON; OSError or TimeoutError from a dead or stuck one."""
+    return bounded(lambda: os.getxattr(mountpoint, "user.lazyfs.stats"), seconds=5.0)
+
+
+def bounded(function: Callable[[], T], *, seconds: float) -> T:
+    """Call in a thread of its own and wait so long: a system call on a stuck mount cannot be interrupted otherwise."""
+    outcome: list[T | OSError] = []
+
+    def call() -> None:
+        try:
+            outcome.append(function())
+        except OSError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError("the mount does not answer")
+    if isinstance(outcome[0], OSError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def wait_for_exit(pid: int, seconds: float) -> bool:
+    """Wait until a process that need not be a child is gone; False if it is still there."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def state_directory() -> Path:
+    """Where logs of background mounts go."""
+    if os.geteuid() == 0:
+        return Path("/var/log/lazyfs")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "lazyfs"

@@ -1,0 +1,75 @@
+"""The one small Protocol that every origin of bytes speaks, and the claim a read carries through it.
+
+Must not know chunks, the cache or the kernel. Everything here is called from the trio loop, except `arrived`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
+
+Arrived = Callable[[int], None]
+"""`arrived(count)`: the first `count` bytes of a read are in their buffers for good.
+
+Called any number of times with growing counts, the last with all of it, possibly from a worker thread and possibly
+after the read was cancelled. It must be quick and must not raise.
+"""
+
+
+class Claim:
+    """How much a read matters, which may change while it waits.
+
+    A claim is urgent (a reader waits) or not (read-ahead). `urge()` makes it urgent for good, also while it is queued;
+    `drop()` gives it up if it has not been sent yet. Loop thread only.
+    """
+
+    __slots__ = ("dropped", "on_change", "urgent")
+
+    def __init__(self, *, urgent: bool) -> None:
+        self.urgent = urgent
+        self.dropped = False
+        self.on_change: Callable[[], None] | None = None
+
+    def urge(self) -> None:
+        """A reader waits for this now."""
+        if not self.urgent:
+            self.urgent = True
+            self._changed()
+
+    def drop(self) -> None:
+        """Nobody wants this any more. No effect once it was sent, or on an urgent claim."""
+        if not self.urgent and not self.dropped:
+            self.dropped = True
+            self._changed()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+
+class Store(Protocol):
+    """An origin of bytes. Raises only `errors.StoreError` and its kinds."""
+
+    async def list(self, prefix: str) -> Listing:
+        """The complete listing right below `prefix` (empty, or ending in `/`), every page of it, or an error."""
+        ...
+
+    async def total_size(self, prefix: str) -> int:
+        """Bytes of all objects below `prefix`, at any depth."""
+        ...
+
+    async def stat(self, key: str) -> ObjectInfo:
+        """One object as it is now; `NotFound` if the store says with authority that it is not there."""
+        ...
+
+    async def read(
+        self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
+    ) -> None:
+        """Fill `into`, in order, with the bytes of `version` from `start` on, exactly, or raise.
+
+        The buffers together must not reach past the version's size. `ObjectChanged` when the key no longer holds this
+        version: bytes of another version are never delivered. After an error, what `arrived` counted is still good.
+        A read is not left before it no longer writes to `into`, so the buffers may be reused as soon as it is over;
+        only a loop that is shutting down for good cancels one.
+        """
+        ...
