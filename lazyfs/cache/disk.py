@@ -43,6 +43,7 @@ class Disk:
         self._directory = directory
         self._max_size = max_size
         self._min_free = min_free
+        self.evicted_bytes = 0
         try:
             self._index = Index(directory.index)
         except CacheUnavailable as error:
@@ -54,7 +55,6 @@ class Disk:
         self._files = ObjectFiles(directory.objects)
         self._finish()
         directory.clear_aside()
-        self.evicted_bytes = 0
 
     def kept(self, object_id: bytes, number: int) -> Kept | None:
         """The record of a chunk on disk; None also when the index fails."""

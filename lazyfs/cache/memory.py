@@ -19,6 +19,11 @@ Key = tuple[bytes, int]
 """(object_id, chunk number)."""
 
 
+MOST_READ_CHUNKS = 64
+"""Chunks kept after they were read to their end: the kernel's page cache has them, and a slot used again is warm memory,
+where a new one costs a page fault for each page."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryStatistics:
     """Slots by use, and chunks dropped to make room since the start."""
@@ -57,6 +62,7 @@ class Memory:
             except OSError:
                 pass
         self._free = list(range(self.slots - 1, -1, -1))
+        self._keep_read = min(MOST_READ_CHUNKS, self.slots // 4)
         self._lent = 0
         self._pinned = 0
         self._evictions = 0
@@ -86,6 +92,8 @@ class Memory:
 
     def lend(self, count: int, *, urgent: bool) -> list[int] | None:
         """`count` slots to fill, or None. Only an urgent loan may push out chunks that nobody has read yet."""
+        while len(self._read) > self._keep_read and self._evict(self._read):
+            pass
         while len(self._free) < count:
             if not self._evict(self._read) and not (urgent and self._evict(self._unread)):
                 return None

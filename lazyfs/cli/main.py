@@ -47,7 +47,14 @@ def cli() -> None:
 @setting_options
 @click.pass_context
 def mount(
-    ctx: click.Context, source: str, mountpoint: str, foreground: bool, print_config: bool, ready_fd: int | None, **_: Any
+    ctx: click.Context,
+    /,
+    source: str,
+    mountpoint: str,
+    foreground: bool,
+    print_config: bool,
+    ready_fd: int | None,
+    **_: Any,
 ) -> None:
     """Mount SOURCE (s3://bucket or s3://bucket/prefix/) at MOUNTPOINT, an empty directory.
 

@@ -14,7 +14,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
@@ -56,12 +56,11 @@ def _errno(error: errors.LazyfsError) -> int:
 
 
 def _guarded(
-    handler: Callable[Concatenate["Operations", P], Awaitable[T]],
-) -> Callable[Concatenate["Operations", P], Awaitable[T]]:
+    handler: Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]]:
     """The one guard: a failure of ours becomes its errno, a defect becomes EIO with a traceback in the log, and the
     mount lives on. No await after the handler's, so that a view it returns is still good when pyfuse3 replies."""
 
-    @functools.wraps(handler)
     async def guarded(self: "Operations", *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await handler(self, *args, **kwargs)
@@ -78,6 +77,7 @@ def _guarded(
             log.exception("a defect in %s, answered with EIO", handler.__name__)
             raise FUSEError(errno.EIO) from None
 
+    functools.update_wrapper(guarded, handler)
     return guarded
 
 

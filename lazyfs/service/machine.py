@@ -1,6 +1,11 @@
 """What the machine allows: memory limits, and the kernel's parameters of a mount. Reads and writes /proc, /sys, cgroups."""
 
+import contextlib
 import logging
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,25 +62,38 @@ def tune(device: str, *, read_ahead_kb: int, max_background: int) -> KernelParam
     pyfuse3 cannot set them when it mounts. 32 mapped readers at 50 ms: 15 MB/s with the kernel's own values, 134 with
     max_background 128, 519 with 1 MiB of read-ahead on top.
     """
-    bdi = Path("/sys/class/bdi") / device / "read_ahead_kb"
-    connection = Path("/sys/fs/fuse/connections") / device.split(":")[1]
-    wanted = [
-        (bdi, read_ahead_kb),
-        (connection / "max_background", max_background),
-        (connection / "congestion_threshold", max(1, max_background * 3 // 4)),
-    ]
-    refused = []
-    for path, value in wanted:
-        try:
-            path.write_text(str(value))
-        except OSError:
-            refused.append(path.name)
+    with _fusectl() as connections:
+        wanted = [
+            (Path("/sys/class/bdi") / device / "read_ahead_kb", read_ahead_kb),
+            (connections / device.split(":")[1] / "max_background", max_background),
+            (connections / device.split(":")[1] / "congestion_threshold", max(1, max_background * 3 // 4)),
+        ]
+        refused = []
+        for path, value in wanted:
+            try:
+                path.write_text(str(value))
+            except OSError:
+                refused.append(path.name)
+        reached = [_text(path).strip() for path, _ in wanted]
     if refused:
-        log.warning(
-            "cannot set %s: reads will be slower; as root, or with fusectl mounted, this works", ", ".join(refused)
-        )
-    reached = [_text(path).strip() for path, _ in wanted]
+        log.warning("cannot set %s of the mount, which takes root: reads will be slower", ", ".join(refused))
     return KernelParameters(*(int(text) if text.isdigit() else 0 for text in reached))
+
+
+@contextlib.contextmanager
+def _fusectl() -> Iterator[Path]:
+    """The control filesystem of FUSE. systemd mounts it; where nobody did, as in containers, root has it for a moment."""
+    usual = Path("/sys/fs/fuse/connections")
+    if os.geteuid() != 0 or any(usual.iterdir()):
+        yield usual
+        return
+    with tempfile.TemporaryDirectory(prefix="lazyfs-fusectl-") as place:
+        mounted = subprocess.run(["mount", "-t", "fusectl", "fusectl", place], capture_output=True, check=False)
+        try:
+            yield Path(place) if mounted.returncode == 0 else usual
+        finally:
+            if mounted.returncode == 0:
+                subprocess.run(["umount", place], capture_output=True, check=False)
 
 
 def _text(path: Path) -> str:

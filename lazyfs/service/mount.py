@@ -217,13 +217,14 @@ async def serve(config: Config, source: Source, mountpoint: str, ready: Callable
 
     `SetupError` if it cannot be started; then nothing is left mounted.
     """
-    failure: errors.LazyfsError | None = None
+    failure: Exception | None = None
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             try:
                 mount = RunningMount(config, source, mountpoint, nursery)
                 await _live(mount, mountpoint, nursery, signals, ready)
-            except errors.LazyfsError as error:
+            except Exception as error:
+                # Raised outside, where no nursery wraps it in a group.
                 failure = error
             nursery.cancel_scope.cancel()
     if failure is not None:

@@ -75,9 +75,9 @@ class Gate:
         self._wake()
 
     def _wake(self) -> None:
-        for waiter in [w for w in self._waiting if w.claim.dropped]:
-            self._waiting.remove(waiter)
-            waiter.decided.set()
+        for dropped in [w for w in self._waiting if w.claim.dropped]:
+            self._waiting.remove(dropped)
+            dropped.decided.set()
         while (waiter := self._next()) is not None:
             self._waiting.remove(waiter)
             waiter.granted = True
