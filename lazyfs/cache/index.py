@@ -291,7 +291,7 @@ class Index:
         txn.put(object_id, head + found[_OBJECT.size :], db=self._objects)
         return Run(object_id, generation, segment * SEGMENT_CHUNKS, (segment + 1) * SEGMENT_CHUNKS), bytes_
 
-    def _bury_object(self, txn: lmdb.Transaction, object_id: bytes, found: bytes) -> tuple[Run, int]:
+    def _bury_object(self, txn: lmdb.Transaction, object_id: bytes, found: bytes | memoryview) -> tuple[Run, int]:
         generation, size, present = _OBJECT.unpack_from(found)
         last = -(-size // CHUNK_SIZE) - 1
         freed = present * CHUNK_SIZE
@@ -392,8 +392,8 @@ def _sound(key: bytes, value: bytes | memoryview) -> bool:
     return len(value) == _HEAD.size + _SUMS_SIZE + 8 and seal(key, value[:-8]) == bytes(value[-8:])
 
 
-def _number(value: bytes | None) -> int:
-    return int.from_bytes(value[:8], "little") if value else 0
+def _number(value: bytes | memoryview | None) -> int:
+    return int.from_bytes(value[:8], "little") if value is not None else 0
 
 
 @contextlib.contextmanager

@@ -18,4 +18,5 @@ def block_sums(view: memoryview) -> bytes:
 
 def seal(key: bytes, body: bytes | memoryview) -> bytes:
     """8 bytes that bind a record's body to its key, so that a record under a wrong key counts as damaged."""
-    return crc64nvme(body, crc64nvme(key)).to_bytes(8, "little")
+    bound: int = crc64nvme(body, crc64nvme(key))
+    return bound.to_bytes(8, "little")

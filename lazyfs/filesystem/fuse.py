@@ -61,7 +61,7 @@ def _guarded(
     """The one guard: a failure of ours becomes its errno, a defect becomes EIO with a traceback in the log, and the
     mount lives on. No await after the handler's, so that a view it returns is still good when pyfuse3 replies."""
 
-    async def guarded(self: "Operations", *args: P.args, **kwargs: P.kwargs) -> T:
+    async def guarded(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await handler(self, *args, **kwargs)
         except FUSEError:

@@ -66,13 +66,12 @@ def prepare_mountpoint(text: str) -> str:
     mountpoint = os.path.abspath(text)
     parent = os.path.realpath(os.path.dirname(mountpoint))
     mountpoint = os.path.join(parent, os.path.basename(mountpoint))
-    for _ in range(64):
-        mount = mounted_at(mountpoint)
-        if mount is None or not _dead(mountpoint):
-            break
+    mount = mounted_at(mountpoint)
+    while mount is not None and _dead(mountpoint):
         if mount.fstype != FSTYPE:
             raise SetupError(f"a dead {mount.fstype} mount is at {mountpoint}; remove it with: umount -l {mountpoint}")
         unmount(mountpoint, lazy=True)
+        mount = mounted_at(mountpoint)
     if mount is not None:
         raise SetupError(
             f"{mountpoint} is already a mount of {mount.source} ({mount.fstype}); "
