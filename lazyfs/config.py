@@ -113,7 +113,9 @@ class Config:
         None, parse_text, "Directory of the chunk cache; default: /var/cache/lazyfs for root, else ~/.cache/lazyfs."
     )
     max_cache_size: int | None = _setting(
-        None, parse_size, "Bound on the disk space of the cache, index included; default: only --min-free-space bounds it."
+        None,
+        parse_size,
+        "Bound on the disk space of the cache, index included; default: only --min-free-space bounds it.",
     )
     min_free_space: int | float = _setting(
         "5%", parse_share, "Space that the cache leaves free on its filesystem, a size or a percentage."
@@ -125,7 +127,9 @@ class Config:
     )
 
     metadata_ttl: float = _setting(
-        "60s", parse_duration, "How long a listing is trusted before S3 is asked again; 'indefinite' for immutable prefixes."
+        "60s",
+        parse_duration,
+        "How long a listing is trusted before S3 is asked again; 'indefinite' for immutable prefixes.",
     )
     negative_metadata_ttl: float = _setting(
         "5s", parse_duration, "How long the kernel may remember that a name does not exist."
@@ -135,14 +139,20 @@ class Config:
     )
     max_connections: int = _setting("32", parse_count, "Most GET requests under way at once.")
     retry_budget: float = _setting(
-        "5m", parse_duration, "How long a read asks S3 again before it fails; a failed read kills a mapped reader by SIGBUS."
+        "5m",
+        parse_duration,
+        "How long a read asks S3 again before it fails; a failed read kills a mapped reader by SIGBUS.",
     )
 
     read_ahead_kb: int = _setting(
-        "1024", parse_count, "Kernel read-ahead of the mount in KiB (needs root); 128 is the kernel's own, 2-3 times slower."
+        "1024",
+        parse_count,
+        "Kernel read-ahead of the mount in KiB (needs root); 128 is the kernel's own, 2-3 times slower.",
     )
     max_background: int = _setting(
-        "128", parse_count, "Kernel requests in flight (needs root); 12 is the kernel's own, too few for parallel readers."
+        "128",
+        parse_count,
+        "Kernel requests in flight (needs root); 12 is the kernel's own, too few for parallel readers.",
     )
     allow_other: bool = _setting("false", parse_flag, "Let other users read the mount.")
     allow_root: bool = _setting("false", parse_flag, "Let root read the mount of an ordinary user.")
@@ -171,7 +181,9 @@ class Config:
         if self.max_background < 1:
             raise UsageError("--max-background must be at least 1")
         if self.endpoint_url is not None and not re.match(r"https?://[^/\s]+", self.endpoint_url):
-            raise UsageError(f"--endpoint-url {self.endpoint_url!r} must start with http:// or https:// and name a host")
+            raise UsageError(
+                f"--endpoint-url {self.endpoint_url!r} must start with http:// or https:// and name a host"
+            )
         if self.allow_other and self.allow_root:
             raise UsageError("--allow-other and --allow-root exclude each other; --allow-other includes root")
 

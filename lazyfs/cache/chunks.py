@@ -60,7 +60,9 @@ class Flight:
 
     __slots__ = ("claim", "error", "first", "landed", "slots", "stop", "sums", "version", "views", "waiting")
 
-    def __init__(self, version: ObjectVersion, span: range, slots: list[int], views: list[memoryview], claim: Claim) -> None:
+    def __init__(
+        self, version: ObjectVersion, span: range, slots: list[int], views: list[memoryview], claim: Claim
+    ) -> None:
         self.version = version
         self.first, self.stop = span.start, span.stop
         self.slots = slots
@@ -74,7 +76,8 @@ class Flight:
 
 
 class _Waiting:
-    """Who waits for one chunk of a flight: `count` readers on `event`; `chunk` is set, and pinned for each, if it lands."""
+    """Who waits for one chunk of a flight: `count` readers on `event`; `chunk` is set, and pinned for each, if it
+    lands."""
 
     __slots__ = ("chunk", "count", "event")
 
@@ -85,7 +88,8 @@ class _Waiting:
 
 
 class ChunkCache:
-    """The chunk cache of one mount. `nursery` runs its flights and its writer; `span_size` is the most bytes of a GET."""
+    """The chunk cache of one mount. `nursery` runs its flights and its writer; `span_size` is the most bytes of a
+    GET."""
 
     def __init__(self, *, store: Store, disk: Disk, memory: Memory, nursery: trio.Nursery, span_size: int) -> None:
         self._store = store
@@ -137,7 +141,8 @@ class ChunkCache:
         return stop
 
     def _spans(self, version: ObjectVersion, missing: list[int]) -> Iterator[range]:
-        """Runs of chunks that are all on disk, or all not: what is on disk is not fetched because a neighbour is not."""
+        """Runs of chunks that are all on disk, or all not: what is on disk is not fetched because a neighbour is
+        not."""
         bits, segment = 0, -1
         on_disk: list[int] = []
         absent: list[int] = []
@@ -348,7 +353,8 @@ class ChunkCache:
         waiting.event.set()
 
     def _end(self, flight: Flight) -> None:
-        """Give back the slots of what did not land and wake who waited for it; they look again, or fail with the error."""
+        """Give back the slots of what did not land and wake who waited for it; they look again, or fail with the
+        error."""
         for place in range(flight.landed, len(flight.slots)):
             number = flight.first + place
             self._flights.pop((flight.version.object_id, number), None)

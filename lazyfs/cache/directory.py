@@ -17,7 +17,21 @@ from pathlib import Path
 from lazyfs.errors import SetupError
 
 MARK = "lazyfs-cache.json"
-_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "ncpfs"}
+_REMOTE = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "afs",
+    "ceph",
+    "glusterfs",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ncpfs",
+}
 
 
 class CacheDirectory:
@@ -30,7 +44,9 @@ class CacheDirectory:
         for name in ("index", "objects", "daemons"):
             _own_directory(path / name)
         self.daemon = secrets.randbits(63)
-        self._lock = os.open(self._daemon_file(self.daemon), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(
+            self._daemon_file(self.daemon), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     @property
@@ -44,7 +60,8 @@ class CacheDirectory:
         return self.path / "objects"
 
     def alive(self) -> set[int]:
-        """Daemons that use this directory now, this one included. A dead one's lock is free, and its file is removed."""
+        """Daemons that use this directory now, this one included. A dead one's lock is free, and its file is
+        removed."""
         found = {self.daemon}
         for path in (self.path / "daemons").iterdir():
             with contextlib.suppress(ValueError, OSError):
@@ -95,7 +112,9 @@ def _check(path: Path, *, create: bool) -> None:
     except FileNotFoundError:
         raise SetupError(f"the cache directory {path} does not exist; create it with: mkdir -m 700 -p {path}") from None
     except OSError as error:
-        raise SetupError(f"the cache directory {path} cannot be used: {error.strerror}; choose another --cache-dir") from None
+        raise SetupError(
+            f"the cache directory {path} cannot be used: {error.strerror}; choose another --cache-dir"
+        ) from None
     if not stat.S_ISDIR(found.st_mode):
         raise SetupError(f"the cache directory {path} is not a directory; choose another --cache-dir")
     if found.st_uid != os.geteuid():
@@ -120,7 +139,8 @@ def _check_mark(path: Path) -> None:
     if not mark.exists():
         if any(name.name != "lost+found" for name in path.iterdir()):
             raise SetupError(
-                f"the cache directory {path} holds files that are not lazyfs's; choose an empty directory as --cache-dir"
+                f"the cache directory {path} holds files that are not lazyfs's; "
+                "choose an empty directory as --cache-dir"
             )
         temporary = path / f"{MARK}.new"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:

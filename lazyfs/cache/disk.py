@@ -36,7 +36,8 @@ class Verified:
 
 
 class Disk:
-    """The disk cache in `directory`. `max_size` bytes with the index (None: no bound of its own); `min_free` is what the
+    """The disk cache in `directory`. `max_size` bytes with the index (None: no bound of its own); `min_free` is what
+    the
     filesystem keeps free, in bytes or as a share below 1."""
 
     def __init__(self, directory: CacheDirectory, *, max_size: int | None, min_free: int | float) -> None:
@@ -105,10 +106,13 @@ class Disk:
         except OSError as error:
             log.debug("object file: %s", error)
             return [False] * len(kept)
-        return [whole and block_sums(view) == one.sums[: _sums_length(view)] for view, one in zip(into, kept, strict=True)]
+        return [
+            whole and block_sums(view) == one.sums[: _sums_length(view)] for view, one in zip(into, kept, strict=True)
+        ]
 
     def read_part(self, version: ObjectVersion, number: int, kept: Kept, start: int, stop: int) -> bytes | None:
-        """Bytes [start, stop) of one chunk, reading and verifying only the blocks they lie in; None if wrong. Blocks."""
+        """Bytes [start, stop) of one chunk, reading and verifying only the blocks they lie in; None if wrong.
+        Blocks."""
         low = start - start % BLOCK_SIZE
         high = min(version.chunk_length(number), -(-stop // BLOCK_SIZE) * BLOCK_SIZE)
         view = memoryview(bytearray(high - low))
@@ -230,4 +234,3 @@ def _runs(chunks: Sequence[Verified], generations: dict[bytes, int]) -> list[tup
         (Run(g[0].version.object_id, generations[g[0].version.object_id], g[0].number, g[-1].number + 1), g)
         for g in groups
     ]
-

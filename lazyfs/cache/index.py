@@ -342,7 +342,8 @@ class Index:
             self._change_used(txn, -_number(txn.pop(_run_key(run), db=self._graves)))
 
     def unfinished(self, alive: set[int]) -> tuple[list[Run], dict[int, list[Run]]]:
-        """What a killed daemon left: graves not dug, and by dead daemon the runs it was writing. `alive`: the others."""
+        """What a killed daemon left: graves not dug, and by dead daemon the runs it was writing. `alive`: the
+        others."""
         with _translating(), self._env.begin() as txn:
             graves = [_run(bytes(key)) for key, _ in txn.cursor(db=self._graves)]
             claims = {

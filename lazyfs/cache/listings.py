@@ -35,7 +35,8 @@ class ListPrefix(Protocol):
 
 
 class Listings:
-    """Listings of one bucket (`place`), believed for `ttl` seconds. `clock` is wall time, for they outlive the process."""
+    """Listings of one bucket (`place`), believed for `ttl` seconds. `clock` is wall time, for they outlive the
+    process."""
 
     def __init__(
         self,

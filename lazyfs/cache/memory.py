@@ -1,6 +1,7 @@
 """Verified chunks in memory, under a hard budget in bytes.
 
-One anonymous mapping cut into slots of one chunk: fresh memory is dear (2 GiB received into reused buffers cost 0.45 CPU
+One anonymous mapping cut into slots of one chunk: fresh memory is dear (2 GiB received into reused buffers cost 0.45
+CPU
 seconds a GB, into fresh ones 1.2 and more), so a slot is used again and again, and resident memory never passes the
 budget. Page alignment comes with it.
 
@@ -9,6 +10,7 @@ Invariants: each slot is free, lent (to a flight), or holds exactly one chunk; a
 `len(free) + lent + len(chunks) == slots`.
 """
 
+import contextlib
 import mmap
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ Key = tuple[bytes, int]
 
 
 MOST_READ_CHUNKS = 64
-"""Chunks kept after they were read to their end: the kernel's page cache has them, and a slot used again is warm memory,
+"""Chunks kept after they were read to their end: the kernel's page cache has them, and a slot used again is warm
+memory,
 where a new one costs a page fault for each page."""
 
 
@@ -57,10 +60,8 @@ class Memory:
         self._whole = memoryview(self._map)
         # Pages of 2 MiB make the first touch of each slot some 100 times cheaper; where they are off, nothing is lost.
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with contextlib.suppress(OSError):
                 self._map.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:
-                pass
         self._free = list(range(self.slots - 1, -1, -1))
         self._keep_read = min(MOST_READ_CHUNKS, self.slots // 4)
         self._lent = 0

@@ -113,4 +113,3 @@ class ObjectFiles:
             while len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
         return descriptor
-

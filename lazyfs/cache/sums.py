@@ -1,4 +1,5 @@
-"""Checksums of chunks: CRC64-NVME of each 64 KiB block, because CRCs combine into the chunk's, the segment's and at last
+"""Checksums of chunks: CRC64-NVME of each 64 KiB block, because CRCs combine into the chunk's, the segment's and at
+last
 the object's, which is what S3 calls the full-object checksum.
 
 awscrt computes it at 37 to 52 GB/s on a core (zlib.crc32: 4), so verifying every byte costs nothing that shows.

@@ -1,4 +1,5 @@
-"""A mount that lives on in the background: start the same command in the foreground, wait until it says ready, leave it.
+"""A mount that lives on in the background: start the same command in the foreground, wait until it says ready, leave
+it.
 
 A new process and not a fork: LMDB must be opened, and threads started, after any fork.
 """

@@ -167,7 +167,9 @@ def status(mountpoint: str | None, as_json: bool) -> None:
 
 def _mountpoint(text: str) -> str:
     """The path of an existing lazyfs mount; `UsageError` for anything else."""
-    path = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(text))), os.path.basename(os.path.abspath(text)))
+    path = os.path.join(
+        os.path.realpath(os.path.dirname(os.path.abspath(text))), os.path.basename(os.path.abspath(text))
+    )
     found = mounts.mounted_at(path)
     if found is None or found.fstype != mounts.FSTYPE:
         raise UsageError(f"{text} is not a lazyfs mount; `lazyfs status` lists them")

@@ -14,9 +14,42 @@ from lazyfs.cli.settings import flag_name
 from lazyfs.config import Config, parse_flag
 from lazyfs.errors import UsageError
 
-IGNORED = set(
-    "rw ro defaults auto noauto user users nouser owner group nofail _netdev nosuid suid nodev dev exec relatime "
-    "norelatime noatime atime nodiratime strictatime lazytime async sync dirsync nomand silent loud default_permissions".split()
+IGNORED = frozenset(
+    # fmt: off
+    {
+        "rw",
+        "ro",
+        "defaults",
+        "auto",
+        "noauto",
+        "user",
+        "users",
+        "nouser",
+        "owner",
+        "group",
+        "nofail",
+        "_netdev",
+        "nosuid",
+        "suid",
+        "nodev",
+        "dev",
+        "exec",
+        "relatime",
+        "norelatime",
+        "noatime",
+        "atime",
+        "nodiratime",
+        "strictatime",
+        "lazytime",
+        "async",
+        "sync",
+        "dirsync",
+        "nomand",
+        "silent",
+        "loud",
+        "default_permissions",
+    }
+    # fmt: on
 )
 """Words of mount(8) and fstab that say nothing to us: a mount is always ro, nosuid, nodev, noatime."""
 
@@ -57,7 +90,7 @@ def translate(arguments: list[str]) -> list[str]:
         name = flag_name(name)
         if name == "config" and equals:
             flags.append(f"--config={value}")
-        elif name in settings and settings[name]:
+        elif settings.get(name):
             flags.append(f"--{name}" if parse_flag(value) else f"--no-{name}")
         elif name in settings:
             flags.append(f"--{name}={value}")
@@ -70,7 +103,7 @@ def split_options(text: str) -> list[str]:
     """The words of an `-o` list; a comma inside a value is written with a backslash before it."""
     words, word, escaped = [], "", False
     for letter in text:
-        if escaped or (letter != "," and letter != "\\"):
+        if escaped or (letter not in ",\\"):
             word, escaped = word + letter, False
         elif letter == "\\":
             escaped = True

@@ -63,7 +63,7 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def _read_file(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+def _read_file(ctx: click.Context, _: click.Parameter, path: str | None) -> None:
     """Make the file's settings click's defaults."""
     if path is None:
         return

@@ -42,7 +42,8 @@ ERRNO: dict[type[errors.LazyfsError], int] = {
     errors.NoSuchAttribute: errno.ENODATA,
     errors.Unreachable: errno.EIO,
 }
-"""From failure to errno; whatever is not here is EIO. Never EAGAIN, ENOMEM or a short read: a mapped reader dies of it."""
+"""From failure to errno; whatever is not here is EIO. Never EAGAIN, ENOMEM or a short read: a mapped reader dies of
+it."""
 
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOTDIR, errno.EISDIR}
 FOREVER = 365 * 86400.0
@@ -277,12 +278,25 @@ class Operations(pyfuse3.Operations):
         return [os.fsencode(name) for name in self._named_xattrs(inode)]
 
 
-async def _read_only(*args: object, **kwargs: object) -> None:
+async def _read_only(*_: object, **__: object) -> None:
     """Every call that would change something. A mount that is `ro` never gets here; one remounted `rw` does."""
     raise FUSEError(errno.EROFS)
 
 
-for _name in "setattr mknod mkdir unlink rmdir symlink rename link write create setxattr removexattr".split():
+for _name in [
+    "setattr",
+    "mknod",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "symlink",
+    "rename",
+    "link",
+    "write",
+    "create",
+    "setxattr",
+    "removexattr",
+]:
     setattr(Operations, _name, _read_only)
 
 
@@ -309,7 +323,9 @@ class Session:
         try:
             pyfuse3.init(operations, mountpoint, options)
         except (RuntimeError, OSError) as error:
-            raise errors.SetupError(f"cannot mount at {mountpoint}: {error}; is /dev/fuse there and fuse3 installed?") from None
+            raise errors.SetupError(
+                f"cannot mount at {mountpoint}: {error}; is /dev/fuse there and fuse3 installed?"
+            ) from None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer the kernel until the filesystem is unmounted or `stop` is called."""

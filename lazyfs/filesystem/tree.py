@@ -70,7 +70,8 @@ Node = File | Directory
 
 
 class Tree:
-    """The tree below `prefix`. `list_prefix` gives listings, `age` how old one is in seconds, `ttl` when it is too old."""
+    """The tree below `prefix`. `list_prefix` gives listings, `age` how old one is in seconds, `ttl` when it is too
+    old."""
 
     def __init__(
         self,
@@ -204,7 +205,8 @@ class Tree:
         self._nodes[old.inode] = old
 
     def _drop(self, node: Node) -> None:
-        """Take a node out of the table if neither the kernel nor a listing knows it; what is below a directory goes too."""
+        """Take a node out of the table if neither the kernel nor a listing knows it; what is below a directory goes
+        too."""
         if node.lookups > 0 or node.current:
             return
         self._nodes.pop(node.inode, None)

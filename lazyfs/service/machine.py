@@ -1,4 +1,5 @@
-"""What the machine allows: memory limits, and the kernel's parameters of a mount. Reads and writes /proc, /sys, cgroups."""
+"""What the machine allows: memory limits, and the kernel's parameters of a mount. Reads and writes /proc, /sys,
+cgroups."""
 
 import contextlib
 import logging
@@ -82,7 +83,8 @@ def tune(device: str, *, read_ahead_kb: int, max_background: int) -> KernelParam
 
 @contextlib.contextmanager
 def _fusectl() -> Iterator[Path]:
-    """The control filesystem of FUSE. systemd mounts it; where nobody did, as in containers, root has it for a moment."""
+    """The control filesystem of FUSE. systemd mounts it; where nobody did, as in containers, root has it for a
+    moment."""
     usual = Path("/sys/fs/fuse/connections")
     if os.geteuid() != 0 or any(usual.iterdir()):
         yield usual

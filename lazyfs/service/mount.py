@@ -122,11 +122,15 @@ class RunningMount:
             self.listings.patience = CHECK_PATIENCE
             await self.tree.refresh(self.tree.root)
         except errors.NotFound:
-            raise errors.SetupError(f"there is no bucket {self.source.bucket!r}{where}; check its name and region") from None
+            raise errors.SetupError(
+                f"there is no bucket {self.source.bucket!r}{where}; check its name and region"
+            ) from None
         except errors.AccessDenied as error:
             raise errors.SetupError(f"cannot list {url}{where}: {error}") from None
         except errors.Unreachable as error:
-            raise errors.SetupError(f"cannot reach {url}{where}; check the endpoint and the network ({error})") from None
+            raise errors.SetupError(
+                f"cannot reach {url}{where}; check the endpoint and the network ({error})"
+            ) from None
         except errors.StoreError as error:
             raise errors.SetupError(f"cannot list {url}{where}: {error}") from None
         finally:
@@ -223,8 +227,7 @@ async def serve(config: Config, source: Source, mountpoint: str, ready: Callable
             try:
                 mount = RunningMount(config, source, mountpoint, nursery)
                 await _live(mount, mountpoint, nursery, signals, ready)
-            except Exception as error:
-                # Raised outside, where no nursery wraps it in a group.
+            except Exception as error:  # noqa: BLE001 - raised again outside, where no nursery wraps it in a group
                 failure = error
             nursery.cancel_scope.cancel()
     if failure is not None:

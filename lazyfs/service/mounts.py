@@ -41,9 +41,7 @@ def mounts() -> list[Mount]:
         for line in lines:
             fields = line.split()
             dash = fields.index("-")
-            found.append(
-                Mount(_plain(fields[4]), fields[dash + 1], _plain(fields[dash + 2]), fields[2], fields[5])
-            )
+            found.append(Mount(_plain(fields[4]), fields[dash + 1], _plain(fields[dash + 2]), fields[2], fields[5]))
     return found
 
 

@@ -139,14 +139,13 @@ class PatientStore:
 
     async def stat(self, key: str) -> ObjectInfo:
         """See `base.Store.stat`."""
-        return await self._patiently(
-            f"head {key!r}", lambda: self._counted("head_requests", self._inner.stat(key))
-        )
+        return await self._patiently(f"head {key!r}", lambda: self._counted("head_requests", self._inner.stat(key)))
 
     async def read(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
     ) -> None:
-        """See `base.Store.read`. A broken body is resumed where it broke; `Dropped` if the claim was dropped in the queue."""
+        """See `base.Store.read`. A broken body is resumed where it broke; `Dropped` if the claim was dropped in the
+        queue."""
         stop = start + sum(len(view) for view in into)
         done = 0
 

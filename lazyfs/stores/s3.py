@@ -117,9 +117,7 @@ class S3Store:
         await trio.to_thread.run_sync(_translated, self._read, version, start, into, arrived, limiter=self._gets)
 
     async def _ask(self, function: Callable[..., T], *args: Any) -> T:
-        return await trio.to_thread.run_sync(
-            _translated, function, *args, limiter=self._lists, abandon_on_cancel=True
-        )
+        return await trio.to_thread.run_sync(_translated, function, *args, limiter=self._lists, abandon_on_cancel=True)
 
     def _pages(self, **arguments: Any) -> Any:
         return self._client.get_paginator("list_objects_v2").paginate(**self._common, **arguments)
@@ -238,7 +236,7 @@ def _raise_client_error(error: botocore.exceptions.ClientError) -> NoReturn:
     text = f"{code or status}: {error.response.get('Error', {}).get('Message', '') or error}"
     if code == "InvalidObjectState":
         raise ArchivedObject(f"{text} (restore the object first)") from error
-    if status == 412 or status == 416 or code in {"PreconditionFailed", "InvalidRange"}:
+    if status in (412, 416) or code in {"PreconditionFailed", "InvalidRange"}:
         raise ObjectChanged(text) from error
     if code in _RENEWABLE or code == "RequestTimeout":
         raise Transient(text) from error
