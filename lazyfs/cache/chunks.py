@@ -11,35 +11,28 @@ lent until each lands or the flight ends; a waiter's chunk is pinned from landin
 """
 
 import logging
-import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import trio
 
 from lazyfs.cache.disk import Disk, Verified
-from lazyfs.cache.index import Kept
+from lazyfs.cache.flights import Flight, Waiting
 from lazyfs.cache.memory import Chunk, Key, Memory
+from lazyfs.cache.records import Kept
 from lazyfs.cache.sums import block_sums
-from lazyfs.errors import CacheUnavailable, Dropped, LazyfsError
+from lazyfs.cache.writer import Writer
+from lazyfs.errors import Dropped, LazyfsError
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
 from lazyfs.stores.base import Claim, Store
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 SMALL_READ = 2 * BLOCK_SIZE
 """A read up to this size of a chunk that is on disk and wanted by no stream reads only its blocks, not the chunk."""
 
 DISK_THREADS = 4
-WRITE_BATCH = 32
-"""Chunks written and committed together: an index commit costs as much for one as for 32."""
-
-TOUCH_DELAY = 10.0
-"""Seconds for which uses are collected before they are written to the index in one transaction."""
+"""Reads from the disk under way at once, of several chunks each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,38 +48,6 @@ class ChunkStatistics:
     unkept: int
 
 
-class Flight:
-    """Adjacent chunks [first, stop) of a version on their way into lent slots."""
-
-    __slots__ = ("claim", "error", "first", "landed", "slots", "stop", "sums", "version", "views", "waiting")
-
-    def __init__(
-        self, version: ObjectVersion, span: range, slots: list[int], views: list[memoryview], claim: Claim
-    ) -> None:
-        self.version = version
-        self.first, self.stop = span.start, span.stop
-        self.slots = slots
-        self.views = views
-        self.claim = claim
-        # Checksums of the chunks that are complete, in order; a worker thread appends, the loop reads.
-        self.sums: list[bytes] = []
-        self.landed = 0
-        self.waiting: dict[int, _Waiting] = {}
-        self.error: LazyfsError | None = None
-
-
-class _Waiting:
-    """Who waits for one chunk of a flight: `count` readers on `event`; `chunk` is set, and pinned for each, if it
-    lands."""
-
-    __slots__ = ("chunk", "count", "event")
-
-    def __init__(self) -> None:
-        self.event = trio.Event()
-        self.count = 0
-        self.chunk: Chunk | None = None
-
-
 class ChunkCache:
     """The chunk cache of one mount. `nursery` runs its flights and its writer; `span_size` is the most bytes of a
     GET."""
@@ -98,24 +59,21 @@ class ChunkCache:
         self._nursery = nursery
         self._span_chunks = span_size // CHUNK_SIZE
         self._flights: dict[Key, Flight] = {}
+        # Set, and replaced, when memory may have become free; `_short` readers wait for that.
         self._room = trio.Event()
+        self._short = 0
         self._readers = trio.CapacityLimiter(DISK_THREADS)
-        self._writers = trio.CapacityLimiter(1)
-        self._unwritten: deque[tuple[Verified, Chunk]] = deque()
-        self._unwritten_limit = max(1, memory.slots // 4)
-        self._write = trio.Event()
-        self._touched: set[tuple[bytes, int]] = set()
+        self.writer = Writer(disk=disk, memory=memory, nursery=nursery, made_room=self._made_room)
         self._token = trio.lowlevel.current_trio_token()
-        self._quiet_until = -math.inf
-        self._counts = dict.fromkeys(ChunkStatistics.__dataclass_fields__, 0)
+        self._counts = dict.fromkeys(("memory_hits", "disk_hits", "misses", "waits", "corrupt"), 0)
 
     def statistics(self) -> ChunkStatistics:
         """A frozen copy of the counters."""
-        return ChunkStatistics(**self._counts)
+        return ChunkStatistics(**self._counts, kept=self.writer.kept, unkept=self.writer.unkept)
 
     def idle(self) -> bool:
         """Whether nothing is on its way and nothing waits to be written."""
-        return not self._flights and not self._unwritten and self._memory.statistics().pinned == 0
+        return not self._flights and not self.writer and self._memory.statistics().pinned == 0
 
     # ---- for readers
 
@@ -211,14 +169,20 @@ class ChunkCache:
                 self.start(version, number * CHUNK_SIZE, number * CHUNK_SIZE + 1, demand=number * CHUNK_SIZE + 1)
                 flight = self._flights.get(key)
             if flight is None:
-                await self._room.wait()
+                self._short += 1
+                try:
+                    await self._room.wait()
+                finally:
+                    self._short -= 1
                 continue
             flight.claim.urge()
-            waiting = flight.waiting.setdefault(number, _Waiting())
+            waiting = flight.waiting.setdefault(number, Waiting())
             waiting.count += 1
             await waiting.event.wait()
             if waiting.chunk is not None:
                 self._memory.unpin(waiting.chunk)
+                if self._short:
+                    self._made_room()
                 return waiting.chunk
             if flight.error is not None and not isinstance(flight.error, Dropped):
                 raise flight.error
@@ -237,7 +201,7 @@ class ChunkCache:
             await self._found_wrong(version, number, kept)
         else:
             self._counts["disk_hits"] += 1
-            self._touch(version, number)
+            self.writer.touch(version, number)
         return part
 
     def cached_bytes(self, version: ObjectVersion) -> int:
@@ -262,16 +226,11 @@ class ChunkCache:
         return len(span)
 
     def _lend_by_giving_up_writes(self) -> list[int] | None:
-        """A slot for a reader at the price of a chunk that will not be kept on disk: readers go before writers."""
-        while self._unwritten:
-            verified, chunk = self._unwritten.popleft()
-            self._memory.unpin(chunk)
-            self._counts["unkept"] += 1
-            del verified
+        """A slot for a reader at the price of chunks that will not be kept on disk: readers go before writers."""
+        slots = None
+        while slots is None and self.writer.give_up_one():
             slots = self._memory.lend(1, urgent=True)
-            if slots is not None:
-                return slots
-        return None
+        return slots
 
     async def _fly(self, flight: Flight) -> None:
         """Bring the flight's chunks, whatever that takes, and end it."""
@@ -281,6 +240,9 @@ class ChunkCache:
             await self._from_store(flight)
         except LazyfsError as error:
             flight.error = error
+        except Exception as error:
+            log.exception("a defect while bringing %r", flight.version.key)
+            flight.error = LazyfsError(f"a defect: {type(error).__name__}: {error}")
         finally:
             self._end(flight)
 
@@ -303,7 +265,7 @@ class ChunkCache:
                 break
             flight.sums.append(one.sums)
             self._counts["disk_hits"] += 1
-            self._touch(flight.version, number)
+            self.writer.touch(flight.version, number)
             self._land(flight, fresh=False)
 
     async def _from_store(self, flight: Flight) -> None:
@@ -339,7 +301,7 @@ class ChunkCache:
             chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
             flight.landed += 1
             if fresh:
-                self._queue_write(Verified(flight.version, number, chunk.view, flight.sums[place]), chunk)
+                self.writer.put(Verified(flight.version, number, chunk.view, flight.sums[place]), chunk)
             self._wake(flight, number, chunk)
 
     def _wake(self, flight: Flight, number: int, chunk: Chunk | None) -> None:
@@ -373,57 +335,4 @@ class ChunkCache:
             return
         self._counts["corrupt"] += 1
         log.error("cached bytes of %r, chunk %d, are damaged and will be fetched again", version.key, number)
-        await self.in_writer(self._disk.discard, version, number)
-
-    # ---- the writer
-
-    def _queue_write(self, verified: Verified, chunk: Chunk) -> None:
-        if len(self._unwritten) >= self._unwritten_limit:
-            self._counts["unkept"] += 1
-            return
-        self._memory.pin(chunk)
-        self._unwritten.append((verified, chunk))
-        self._write.set()
-
-    async def run_writer(self) -> None:
-        """Write what is queued, for ever. Cancelling it leaves the rest unwritten; `flush` first to keep it."""
-        while True:
-            await self._write.wait()
-            self._write = trio.Event()
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Write everything that is queued now, and the collected uses."""
-        while self._unwritten:
-            batch = [self._unwritten.popleft() for _ in range(min(WRITE_BATCH, len(self._unwritten)))]
-            kept = await self.in_writer(self._disk.keep, [verified for verified, _ in batch]) or 0
-            self._counts["kept"] += kept
-            self._counts["unkept"] += len(batch) - kept
-            for _, chunk in batch:
-                self._memory.unpin(chunk)
-            self._made_room()
-
-    async def flush_touches(self) -> None:
-        """Write the collected uses to the index."""
-        touched, self._touched = self._touched, set()
-        if touched:
-            await self.in_writer(self._disk.touch, touched)
-
-    def _touch(self, version: ObjectVersion, number: int) -> None:
-        if not self._touched:
-            self._nursery.start_soon(self._touch_later)
-        self._touched.add((version.object_id, number // SEGMENT_CHUNKS))
-
-    async def _touch_later(self) -> None:
-        await trio.sleep(TOUCH_DELAY)
-        await self.flush_touches()
-
-    async def in_writer(self, function: Callable[..., T], *args: object) -> T | None:
-        """One step of the disk cache in the writer's thread. Its failure is logged, once a minute, and forgotten."""
-        try:
-            return await trio.to_thread.run_sync(function, *args, limiter=self._writers)
-        except CacheUnavailable as error:
-            if trio.current_time() >= self._quiet_until:
-                self._quiet_until = trio.current_time() + 60
-                log.warning("the disk cache does not work, reads go on without it: %s", error)
-            return None
+        await self.writer.step(self._disk.discard, version, number)

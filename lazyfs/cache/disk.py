@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lazyfs.cache.directory import CacheDirectory
-from lazyfs.cache.index import Index, Kept, Run, Written, disk_size
+from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles
+from lazyfs.cache.records import Kept, Run, Written, disk_size
 from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, ObjectVersion

@@ -25,57 +25,34 @@ import os
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
 
+from lazyfs.cache.records import (
+    CHUNK_SUMS,
+    HEAD,
+    OBJECT,
+    SUMS_SIZE,
+    WHOLE_FILE,
+    Kept,
+    Run,
+    Written,
+    disk_size,
+    number_of,
+    run_key,
+    run_of,
+    segment_key,
+    segment_size,
+    sound,
+)
 from lazyfs.cache.sums import seal
 from lazyfs.errors import CacheUnavailable
-from lazyfs.objects import BLOCKS_PER_CHUNK, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
+from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
 
 FORMAT = b"lazyfs-index-1"
 MAP_SIZE = 64 * 1024**3
 """Address space, not disk. 12 KiB a segment: enough for an index of more than 300 TiB of chunks."""
-
-_HEAD = struct.Struct("<IQQ")
-_OBJECT = struct.Struct("<IQI")
-_SUMS_SIZE = SEGMENT_CHUNKS * BLOCKS_PER_CHUNK * 8
-_CHUNK_SUMS = BLOCKS_PER_CHUNK * 8
-_WHOLE_FILE = 0xFFFFFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A chunk that is on disk: the generation of its object file, and its block checksums, 8 bytes each."""
-
-    generation: int
-    sums: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Adjacent chunks [first, stop) of one generation of an object file. `stop` 2^32 - 1 means the whole file."""
-
-    object_id: bytes
-    generation: int
-    first: int
-    stop: int
-
-    @property
-    def whole(self) -> bool:
-        """Whether the run stands for the whole file, to be unlinked."""
-        return self.stop == _WHOLE_FILE
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A chunk whose bytes are in its object file, to be counted as present."""
-
-    version: ObjectVersion
-    generation: int
-    number: int
-    sums: bytes
 
 
 class Index:
@@ -113,35 +90,35 @@ class Index:
 
     def kept(self, object_id: bytes, number: int) -> Kept | None:
         """The chunk's checksums if it is on disk; None if not, or if its record is damaged."""
-        key = _segment_key(object_id, number // SEGMENT_CHUNKS)
+        key = segment_key(object_id, number // SEGMENT_CHUNKS)
         with _translating(), self._env.begin(db=self._segments, buffers=True) as txn:
             value = txn.get(key)
-            if value is None or not _sound(key, value):
+            if value is None or not sound(key, value):
                 return None
-            generation, _, bits = _HEAD.unpack_from(value)
+            generation, _, bits = HEAD.unpack_from(value)
             place = number % SEGMENT_CHUNKS
             if not bits >> place & 1:
                 return None
-            start = _HEAD.size + place * _CHUNK_SUMS
-            return Kept(generation, bytes(value[start : start + _CHUNK_SUMS]))
+            start = HEAD.size + place * CHUNK_SUMS
+            return Kept(generation, bytes(value[start : start + CHUNK_SUMS]))
 
     def present(self, object_id: bytes, segment: int) -> int:
         """The presence bits of a segment, chunk 0 of it lowest; 0 if there is no sound record."""
-        key = _segment_key(object_id, segment)
+        key = segment_key(object_id, segment)
         with _translating(), self._env.begin(db=self._segments, buffers=True) as txn:
             value = txn.get(key)
-            return _HEAD.unpack_from(value)[2] if value is not None and _sound(key, value) else 0
+            return HEAD.unpack_from(value)[2] if value is not None and sound(key, value) else 0
 
     def present_chunks(self, object_id: bytes) -> int:
         """How many chunks of the object are on disk."""
         with _translating(), self._env.begin(db=self._objects) as txn:
             value = txn.get(object_id)
-            return _OBJECT.unpack_from(value)[2] if value is not None else 0
+            return OBJECT.unpack_from(value)[2] if value is not None else 0
 
     def used(self) -> int:
         """Bytes of disk spoken for: chunks, claims, graves, and what the index itself takes."""
         with _translating(), self._env.begin(db=self._meta) as txn:
-            return _number(txn.get(b"used")) + self._own_size()
+            return number_of(txn.get(b"used")) + self._own_size()
 
     def listing(self, key: bytes) -> bytes | None:
         """A listing as it was put, or None."""
@@ -151,7 +128,7 @@ class Index:
     def entries(self) -> Iterator[tuple[bytes, int]]:
         """Every (object_id, generation) the index knows, for checks; not for the hot path."""
         with _translating(), self._env.begin(db=self._objects) as txn:
-            pairs = [(bytes(key), _OBJECT.unpack_from(value)[0]) for key, value in txn.cursor()]
+            pairs = [(bytes(key), OBJECT.unpack_from(value)[0]) for key, value in txn.cursor()]
         yield from pairs
 
     # ---- writing, in the writer's thread
@@ -161,9 +138,9 @@ class Index:
         with _translating(), self._env.begin(write=True) as txn:
             value = txn.get(version.object_id, db=self._objects)
             if value is not None:
-                return int(_OBJECT.unpack_from(value)[0])
+                return int(OBJECT.unpack_from(value)[0])
             generation = int.from_bytes(os.urandom(4), "little")
-            record = _OBJECT.pack(generation, version.size, 0) + version.key.encode("utf-8", "surrogatepass")
+            record = OBJECT.pack(generation, version.size, 0) + version.key.encode("utf-8", "surrogatepass")
             txn.put(version.object_id, record, db=self._objects)
             return generation
 
@@ -172,9 +149,9 @@ class Index:
 
         The runs are remembered, so that whoever finds the claim of a dead daemon can clear what it left.
         """
-        packed = b"".join(_run_key(run) for run in runs)
+        packed = b"".join(run_key(run) for run in runs)
         with _translating(), self._env.begin(write=True) as txn:
-            used = _number(txn.get(b"used", db=self._meta))
+            used = number_of(txn.get(b"used", db=self._meta))
             if used + self._own_size() + size > bound:
                 return False
             txn.put(daemon.to_bytes(8, "big"), size.to_bytes(8, "little") + packed, db=self._claims)
@@ -189,7 +166,7 @@ class Index:
         """
         now = time.time_ns()
         with _translating(), self._env.begin(write=True) as txn:
-            claimed = _number(txn.pop(daemon.to_bytes(8, "big"), db=self._claims))
+            claimed = number_of(txn.pop(daemon.to_bytes(8, "big"), db=self._claims))
             kept = counted = 0
             for chunk in written:
                 if self._add(txn, chunk, now):
@@ -201,25 +178,25 @@ class Index:
     def _add(self, txn: lmdb.Transaction, chunk: Written, now: int) -> bool:
         object_id = chunk.version.object_id
         found = txn.get(object_id, db=self._objects)
-        if found is None or _OBJECT.unpack_from(found)[0] != chunk.generation:
+        if found is None or OBJECT.unpack_from(found)[0] != chunk.generation:
             return False
         segment, place = divmod(chunk.number, SEGMENT_CHUNKS)
-        key = _segment_key(object_id, segment)
+        key = segment_key(object_id, segment)
         value = txn.get(key, db=self._segments)
-        last_use, bits, sums = 0, 0, bytearray(_SUMS_SIZE)
-        if value is not None and _sound(key, value):
-            generation, last_use, bits = _HEAD.unpack_from(value)
+        last_use, bits, sums = 0, 0, bytearray(SUMS_SIZE)
+        if value is not None and sound(key, value):
+            generation, last_use, bits = HEAD.unpack_from(value)
             if generation == chunk.generation:
-                sums[:] = value[_HEAD.size : -8]
+                sums[:] = value[HEAD.size : -8]
             else:
                 bits = 0
         if bits >> place & 1:
             return False
-        sums[place * _CHUNK_SUMS : place * _CHUNK_SUMS + len(chunk.sums)] = chunk.sums
+        sums[place * CHUNK_SUMS : place * CHUNK_SUMS + len(chunk.sums)] = chunk.sums
         self._put_segment(txn, key, chunk.generation, (last_use, now), bits | 1 << place, bytes(sums))
-        _, size, present = _OBJECT.unpack_from(found)
-        head = _OBJECT.pack(chunk.generation, size, present + 1)
-        txn.put(object_id, head + found[_OBJECT.size :], db=self._objects)
+        _, size, present = OBJECT.unpack_from(found)
+        head = OBJECT.pack(chunk.generation, size, present + 1)
+        txn.put(object_id, head + found[OBJECT.size :], db=self._objects)
         return True
 
     def put_listing(self, key: bytes, packed: bytes) -> None:
@@ -232,18 +209,18 @@ class Index:
         now = time.time_ns()
         with _translating(), self._env.begin(write=True) as txn:
             for object_id, segment in segments:
-                key = _segment_key(object_id, segment)
+                key = segment_key(object_id, segment)
                 value = txn.get(key, db=self._segments)
-                if value is not None and _sound(key, value):
-                    generation, last_use, bits = _HEAD.unpack_from(value)
-                    self._put_segment(txn, key, generation, (last_use, now), bits, value[_HEAD.size : -8])
+                if value is not None and sound(key, value):
+                    generation, last_use, bits = HEAD.unpack_from(value)
+                    self._put_segment(txn, key, generation, (last_use, now), bits, value[HEAD.size : -8])
 
     def _put_segment(
         self, txn: lmdb.Transaction, key: bytes, generation: int, uses: tuple[int, int], bits: int, sums: bytes
     ) -> None:
         """Write a record and move its entry in the lru table from the first to the second of `uses`."""
         before, now = uses
-        body = _HEAD.pack(generation, now, bits) + sums
+        body = HEAD.pack(generation, now, bits) + sums
         txn.put(key, body + seal(key, body), db=self._segments)
         if before != now:
             txn.delete(before.to_bytes(8, "big") + key, db=self._lru)
@@ -268,62 +245,62 @@ class Index:
                 if run is not None:
                     freed += bytes_
                     buried.append(run)
-                    txn.put(_run_key(run), bytes_.to_bytes(8, "little"), db=self._graves)
+                    txn.put(run_key(run), bytes_.to_bytes(8, "little"), db=self._graves)
         return buried
 
     def _bury_one(self, txn: lmdb.Transaction, key: bytes) -> tuple[Run | None, int]:
         object_id, segment = key[:-4], int.from_bytes(key[-4:], "big")
         found = txn.get(object_id, db=self._objects)
         value = txn.get(key, db=self._segments)
-        if found is None or value is None or not _sound(key, value):
+        if found is None or value is None or not sound(key, value):
             # A damaged record: what it spoke for is not known, so the object goes as a whole.
             return (None, 0) if found is None else self._bury_object(txn, object_id, found)
-        generation, size, present = _OBJECT.unpack_from(found)
+        generation, size, present = OBJECT.unpack_from(found)
         if present >= -(-size // CHUNK_SIZE):
             return self._bury_object(txn, object_id, found)
-        bits = _HEAD.unpack_from(value)[2]
+        bits = HEAD.unpack_from(value)[2]
         txn.delete(key, db=self._segments)
-        bytes_ = _segment_size(size, segment, bits)
+        bytes_ = segment_size(size, segment, bits)
         if present <= bits.bit_count():
             txn.delete(object_id, db=self._objects)
-            return Run(object_id, generation, 0, _WHOLE_FILE), bytes_
-        head = _OBJECT.pack(generation, size, present - bits.bit_count())
-        txn.put(object_id, head + found[_OBJECT.size :], db=self._objects)
+            return Run(object_id, generation, 0, WHOLE_FILE), bytes_
+        head = OBJECT.pack(generation, size, present - bits.bit_count())
+        txn.put(object_id, head + found[OBJECT.size :], db=self._objects)
         return Run(object_id, generation, segment * SEGMENT_CHUNKS, (segment + 1) * SEGMENT_CHUNKS), bytes_
 
     def _bury_object(self, txn: lmdb.Transaction, object_id: bytes, found: bytes | memoryview) -> tuple[Run, int]:
-        generation, size, present = _OBJECT.unpack_from(found)
+        generation, size, present = OBJECT.unpack_from(found)
         last = -(-size // CHUNK_SIZE) - 1
         freed = present * CHUNK_SIZE
         for segment in range(last // SEGMENT_CHUNKS + 1):
-            key = _segment_key(object_id, segment)
+            key = segment_key(object_id, segment)
             value = txn.pop(key, db=self._segments)
-            if value is not None and len(value) >= _HEAD.size:
-                _, last_use, bits = _HEAD.unpack_from(value)
+            if value is not None and len(value) >= HEAD.size:
+                _, last_use, bits = HEAD.unpack_from(value)
                 txn.delete(last_use.to_bytes(8, "big") + key, db=self._lru)
                 if segment == last // SEGMENT_CHUNKS and bits >> last % SEGMENT_CHUNKS & 1:
                     freed -= CHUNK_SIZE - disk_size(size - last * CHUNK_SIZE)
         txn.delete(object_id, db=self._objects)
-        return Run(object_id, generation, 0, _WHOLE_FILE), freed
+        return Run(object_id, generation, 0, WHOLE_FILE), freed
 
     def discard(self, object_id: bytes, number: int) -> list[Run]:
         """Forget one chunk whose bytes on disk turned out wrong, as `bury` does."""
         segment, place = divmod(number, SEGMENT_CHUNKS)
-        key = _segment_key(object_id, segment)
+        key = segment_key(object_id, segment)
         with _translating(), self._env.begin(write=True) as txn:
             found = txn.get(object_id, db=self._objects)
             value = txn.get(key, db=self._segments)
-            if found is None or value is None or not _sound(key, value):
+            if found is None or value is None or not sound(key, value):
                 return []
-            generation, last_use, bits = _HEAD.unpack_from(value)
+            generation, last_use, bits = HEAD.unpack_from(value)
             if not bits >> place & 1:
                 return []
-            self._put_segment(txn, key, generation, (last_use, last_use), bits & ~(1 << place), value[_HEAD.size : -8])
-            _, size, present = _OBJECT.unpack_from(found)
-            txn.put(object_id, _OBJECT.pack(generation, size, present - 1) + found[_OBJECT.size :], db=self._objects)
+            self._put_segment(txn, key, generation, (last_use, last_use), bits & ~(1 << place), value[HEAD.size : -8])
+            _, size, present = OBJECT.unpack_from(found)
+            txn.put(object_id, OBJECT.pack(generation, size, present - 1) + found[OBJECT.size :], db=self._objects)
             run = Run(object_id, generation, number, number + 1)
-            bytes_ = _segment_size(size, segment, 1 << place)
-            txn.put(_run_key(run), bytes_.to_bytes(8, "little"), db=self._graves)
+            bytes_ = segment_size(size, segment, 1 << place)
+            txn.put(run_key(run), bytes_.to_bytes(8, "little"), db=self._graves)
             return [run]
 
     def bury_object(self, object_id: bytes) -> list[Run]:
@@ -333,27 +310,27 @@ class Index:
             if found is None:
                 return []
             run, freed = self._bury_object(txn, object_id, found)
-            txn.put(_run_key(run), freed.to_bytes(8, "little"), db=self._graves)
+            txn.put(run_key(run), freed.to_bytes(8, "little"), db=self._graves)
             return [run]
 
     def dug(self, run: Run) -> None:
         """The run's bytes have left the disk."""
         with _translating(), self._env.begin(write=True) as txn:
-            self._change_used(txn, -_number(txn.pop(_run_key(run), db=self._graves)))
+            self._change_used(txn, -number_of(txn.pop(run_key(run), db=self._graves)))
 
     def unfinished(self, alive: set[int]) -> tuple[list[Run], dict[int, list[Run]]]:
         """What a killed daemon left: graves not dug, and by dead daemon the runs it was writing. `alive`: the
         others."""
         with _translating(), self._env.begin() as txn:
-            graves = [_run(bytes(key)) for key, _ in txn.cursor(db=self._graves)]
+            graves = [run_of(bytes(key)) for key, _ in txn.cursor(db=self._graves)]
             claims = {
-                int.from_bytes(key, "big"): [_run(bytes(value[i : i + 28])) for i in range(8, len(value), 28)]
+                int.from_bytes(key, "big"): [run_of(bytes(value[i : i + 28])) for i in range(8, len(value), 28)]
                 for key, value in txn.cursor(db=self._claims)
             }
         return graves, {daemon: runs for daemon, runs in claims.items() if daemon not in alive}
 
     def _change_used(self, txn: lmdb.Transaction, change: int) -> None:
-        used = max(0, _number(txn.get(b"used", db=self._meta)) + change)
+        used = max(0, number_of(txn.get(b"used", db=self._meta)) + change)
         txn.put(b"used", used.to_bytes(8, "little"), db=self._meta)
 
     def _own_size(self) -> int:
@@ -361,40 +338,6 @@ class Index:
             return self._file.stat().st_blocks * 512
         except OSError:
             return 0
-
-
-def disk_size(length: int) -> int:
-    """What `length` bytes take on disk: whole pages of 4 KiB, the block size of ext4 and xfs."""
-    return -(-length // 4096) * 4096
-
-
-def _segment_size(size: int, segment: int, bits: int) -> int:
-    """Disk bytes of the present chunks of a segment of an object of `size` bytes."""
-    last, place = divmod(-(-size // CHUNK_SIZE) - 1, SEGMENT_CHUNKS)
-    total = bits.bit_count() * CHUNK_SIZE
-    if segment == last and bits >> place & 1:
-        total -= CHUNK_SIZE - disk_size(size - (last * SEGMENT_CHUNKS + place) * CHUNK_SIZE)
-    return total
-
-
-def _segment_key(object_id: bytes, segment: int) -> bytes:
-    return object_id + segment.to_bytes(4, "big")
-
-
-def _run_key(run: Run) -> bytes:
-    return run.object_id + b"".join(number.to_bytes(4, "big") for number in (run.generation, run.first, run.stop))
-
-
-def _run(key: bytes) -> Run:
-    return Run(key[:16], *(int.from_bytes(key[i : i + 4], "big") for i in (16, 20, 24)))
-
-
-def _sound(key: bytes, value: bytes | memoryview) -> bool:
-    return len(value) == _HEAD.size + _SUMS_SIZE + 8 and seal(key, value[:-8]) == bytes(value[-8:])
-
-
-def _number(value: bytes | memoryview | None) -> int:
-    return int.from_bytes(value[:8], "little") if value is not None else 0
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from lazyfs.cache.index import Run
+from lazyfs.cache.records import Run
 from lazyfs.objects import CHUNK_SIZE, ObjectVersion, tail
 
 OPEN_FILES = 128

@@ -14,43 +14,13 @@ from lazyfs.cli.settings import flag_name
 from lazyfs.config import Config, parse_flag
 from lazyfs.errors import UsageError
 
-IGNORED = frozenset(
-    # fmt: off
-    {
-        "rw",
-        "ro",
-        "defaults",
-        "auto",
-        "noauto",
-        "user",
-        "users",
-        "nouser",
-        "owner",
-        "group",
-        "nofail",
-        "_netdev",
-        "nosuid",
-        "suid",
-        "nodev",
-        "dev",
-        "exec",
-        "relatime",
-        "norelatime",
-        "noatime",
-        "atime",
-        "nodiratime",
-        "strictatime",
-        "lazytime",
-        "async",
-        "sync",
-        "dirsync",
-        "nomand",
-        "silent",
-        "loud",
-        "default_permissions",
-    }
-    # fmt: on
-)
+# fmt: off
+IGNORED = frozenset({
+    "rw", "ro", "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev",
+    "nosuid", "suid", "nodev", "dev", "exec", "relatime", "norelatime", "noatime", "atime", "nodiratime",
+    "strictatime", "lazytime", "async", "sync", "dirsync", "nomand", "silent", "loud", "default_permissions",
+})
+# fmt: on
 """Words of mount(8) and fstab that say nothing to us: a mount is always ro, nosuid, nodev, noatime."""
 
 

@@ -87,7 +87,7 @@ class RunningMount:
             place=source.place,
             list_prefix=self.store.list,
             disk=self.disk,
-            in_writer=self.chunks.in_writer,
+            in_writer=self.chunks.writer.step,
             ttl=config.metadata_ttl,
         )
         self.tree = Tree(
@@ -170,8 +170,8 @@ class RunningMount:
     async def end(self) -> None:
         """Write what is queued and close the index."""
         with trio.move_on_after(GRACE / 2):
-            await self.chunks.flush()
-            await self.chunks.flush_touches()
+            await self.chunks.writer.flush()
+            await self.chunks.writer.flush_touches()
         self.disk.close()
 
     def report(self) -> bytes:
@@ -251,7 +251,7 @@ async def _live(
     ended = trio.Event()
     try:
         nursery.start_soon(_run_session, session, ended)
-        nursery.start_soon(mount.chunks.run_writer)
+        nursery.start_soon(mount.chunks.writer.run)
         nursery.start_soon(_stop_on_signal, signals, session)
         await mount.prove()
         mount.tune()

@@ -1,0 +1,84 @@
+"""The records of the index: what they mean, and how they are laid out in bytes. Pure."""
+
+import struct
+from dataclasses import dataclass
+
+from lazyfs.cache.sums import seal
+from lazyfs.objects import BLOCKS_PER_CHUNK, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
+
+HEAD = struct.Struct("<IQQ")
+"""Of a segment: generation, last use, presence bits; the checksums and the seal follow."""
+
+OBJECT = struct.Struct("<IQI")
+"""Of an object: generation, size, number of chunks present; the key as text follows, for people."""
+
+SUMS_SIZE = SEGMENT_CHUNKS * BLOCKS_PER_CHUNK * 8
+CHUNK_SUMS = BLOCKS_PER_CHUNK * 8
+WHOLE_FILE = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A chunk that is on disk: the generation of its object file, and its block checksums, 8 bytes each."""
+
+    generation: int
+    sums: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Adjacent chunks [first, stop) of one generation of an object file. `stop` 2^32 - 1 means the whole file."""
+
+    object_id: bytes
+    generation: int
+    first: int
+    stop: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the run stands for the whole file, to be unlinked."""
+        return self.stop == WHOLE_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A chunk whose bytes are in its object file, to be counted as present."""
+
+    version: ObjectVersion
+    generation: int
+    number: int
+    sums: bytes
+
+
+def disk_size(length: int) -> int:
+    """What `length` bytes take on disk: whole pages of 4 KiB, the block size of ext4 and xfs."""
+    return -(-length // 4096) * 4096
+
+
+def segment_size(size: int, segment: int, bits: int) -> int:
+    """Disk bytes of the present chunks of a segment of an object of `size` bytes."""
+    last, place = divmod(-(-size // CHUNK_SIZE) - 1, SEGMENT_CHUNKS)
+    total = bits.bit_count() * CHUNK_SIZE
+    if segment == last and bits >> place & 1:
+        total -= CHUNK_SIZE - disk_size(size - (last * SEGMENT_CHUNKS + place) * CHUNK_SIZE)
+    return total
+
+
+def segment_key(object_id: bytes, segment: int) -> bytes:
+    return object_id + segment.to_bytes(4, "big")
+
+
+def run_key(run: Run) -> bytes:
+    return run.object_id + b"".join(number.to_bytes(4, "big") for number in (run.generation, run.first, run.stop))
+
+
+def run_of(key: bytes) -> Run:
+    return Run(key[:16], *(int.from_bytes(key[i : i + 4], "big") for i in (16, 20, 24)))
+
+
+def sound(key: bytes, value: bytes | memoryview) -> bool:
+    return len(value) == HEAD.size + SUMS_SIZE + 8 and seal(key, value[:-8]) == bytes(value[-8:])
+
+
+def number_of(value: bytes | memoryview | None) -> int:
+    return int.from_bytes(value[:8], "little") if value is not None else 0
