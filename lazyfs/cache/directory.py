@@ -1,7 +1,7 @@
 """The cache directory: whether it is fit, whose it is, and what earlier daemons left in it.
 
 Layout: `lazyfs-cache.json` (marks the directory as ours), `index/`, `objects/`, `daemons/` (one locked file for each
-running daemon), `damaged/` (what was set aside, being deleted). Directories 0700, files 0600, no link followed.
+running daemon), `damaged/` (what was set aside, being deleted), `open` (the boot in which the index is open). Directories 0700, files 0600, no link followed.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from pathlib import Path
 from lazyfs.errors import SetupError
 
 MARK = "lazyfs-cache.json"
+OPEN_MARK = "open"
 _REMOTE = {
     "nfs",
     "nfs4",
@@ -78,6 +79,21 @@ class CacheDirectory:
                     os.close(descriptor)
         return found
 
+    def lost_power(self) -> bool:
+        """Whether the machine stopped while a daemon had the index open: what it had not synced may be torn."""
+        try:
+            return (self.path / OPEN_MARK).read_text() != _boot_id()
+        except FileNotFoundError:
+            return False
+
+    def mark_open(self) -> None:
+        """From now until `close`, a stop of the machine would leave the index as it happens to be on disk."""
+        descriptor = os.open(self.path / OPEN_MARK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(_boot_id())
+            file.flush()
+            os.fsync(descriptor)
+
     def set_aside(self) -> None:
         """Put the index and the object files it knew out of the way, and start with none. Deleting takes its time
         in a thread of its own."""
@@ -96,12 +112,19 @@ class CacheDirectory:
             threading.Thread(target=shutil.rmtree, args=(aside, True), name="clear-damaged", daemon=True).start()
 
     def close(self) -> None:
-        """Leave the directory: this daemon is no longer alive in it."""
+        """Leave the directory, the index being synced: this daemon is no longer alive in it."""
+        if self.alive() == {self.daemon}:
+            (self.path / OPEN_MARK).unlink(missing_ok=True)
         self._daemon_file(self.daemon).unlink(missing_ok=True)
         os.close(self._lock)
 
     def _daemon_file(self, daemon: int) -> Path:
         return self.path / "daemons" / f"{daemon:016x}"
+
+
+def _boot_id() -> str:
+    """Another after each start of the machine; the same in every container on it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _check(path: Path, *, create: bool) -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lazyfs.cache.audit import verify
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles
@@ -38,8 +39,7 @@ class Verified:
 
 class Disk:
     """The disk cache in `directory`. `max_size` bytes with the index (None: no bound of its own); `min_free` is what
-    the
-    filesystem keeps free, in bytes or as a share below 1."""
+    the filesystem keeps free, in bytes or as a share below 1."""
 
     def __init__(self, directory: CacheDirectory, *, max_size: int | None, min_free: int | float) -> None:
         self._directory = directory
@@ -47,6 +47,8 @@ class Disk:
         self._min_free = min_free
         self.evicted_bytes = 0
         try:
+            if directory.lost_power() and not verify(directory.index):
+                raise CacheUnavailable("the machine stopped before the index was written, and it does not verify")
             self._index = Index(directory.index)
         except CacheUnavailable as error:
             if len(directory.alive()) > 1:
@@ -57,6 +59,7 @@ class Disk:
         self._files = ObjectFiles(directory.objects)
         self._finish()
         directory.clear_aside()
+        directory.mark_open()
 
     def kept(self, object_id: bytes, number: int) -> Kept | None:
         """The record of a chunk on disk; None also when the index fails."""

@@ -135,6 +135,10 @@ class Index:
 
     def generation(self, version: ObjectVersion) -> int:
         """The generation of the version's object file, a new random one if the index does not know the object yet."""
+        with _translating(), self._env.begin(db=self._objects) as txn:
+            value = txn.get(version.object_id)
+            if value is not None:
+                return int(OBJECT.unpack_from(value)[0])
         with _translating(), self._env.begin(write=True) as txn:
             value = txn.get(version.object_id, db=self._objects)
             if value is not None:

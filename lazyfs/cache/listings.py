@@ -61,13 +61,13 @@ class Listings:
         """Seconds since the listing was asked for; never less than 0, whatever the clock did."""
         return max(0.0, self._clock() - listing.listed_at)
 
-    async def list(self, prefix: str) -> Listing:
-        """The listing of `prefix`, fresh if that can be had."""
+    async def list(self, prefix: str, doubted: bool = False) -> Listing:
+        """The listing of `prefix`, fresh if that can be had. One that is `doubted` is asked for again before its time."""
         key = hashlib.sha256(f"{self._place}|{prefix}".encode("utf-8", "surrogatepass")).digest()[:16]
         kept = unpack(self._disk.listing(key))
         if kept is not None and (kept.prefix != prefix or kept.listed_at > self._clock()):
             kept = None
-        if kept is not None and self.age(kept) < self._ttl:
+        if kept is not None and self.age(kept) < self._ttl and not doubted:
             return kept
         try:
             listing = await self._list(prefix, budget=self.patience if kept is None else SHORT_PATIENCE)

@@ -316,6 +316,15 @@ def mount_options(source_url: str, *, allow_other: bool, allow_root: bool, noexe
     return options
 
 
+def _advice(options: set[str]) -> str:
+    """What a mount that was refused most likely lacks."""
+    if options & {"allow_other", "allow_root"} and os.geteuid() != 0:
+        return "allow-other and allow-root need the line user_allow_other in /etc/fuse.conf"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse is missing or not open to you; in a container, pass it with --device /dev/fuse"
+    return "is the package fuse3 installed, and may you mount here?"
+
+
 class Session:
     """The one FUSE session of this process, between `__init__` (mounted) and `close` (unmounted)."""
 
@@ -323,9 +332,7 @@ class Session:
         try:
             pyfuse3.init(operations, mountpoint, options)
         except (RuntimeError, OSError) as error:
-            raise errors.SetupError(
-                f"cannot mount at {mountpoint}: {error}; is /dev/fuse there and fuse3 installed?"
-            ) from None
+            raise errors.SetupError(f"cannot mount at {mountpoint}: {error}; {_advice(options)}") from None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer the kernel until the filesystem is unmounted or `stop` is called."""

@@ -45,9 +45,10 @@ class File:
 
 
 class Directory:
-    """A directory: one prefix. `expires` is the loop's time until which its listing is trusted, -inf for none."""
+    """A directory: one prefix. `expires` is the loop's time until which its listing is trusted, -inf for none;
+    `doubted` says that an object was found not to be as listed."""
 
-    __slots__ = ("children", "expires", "hidden", "inode", "listing", "lookups", "name", "parent", "prefix")
+    __slots__ = ("children", "doubted", "expires", "hidden", "inode", "listing", "lookups", "name", "parent", "prefix")
 
     def __init__(self, inode: int, name: str, parent: "Directory | None", prefix: str) -> None:
         self.inode = inode
@@ -56,6 +57,7 @@ class Directory:
         self.prefix = prefix
         self.children: dict[str, Node] = {}
         self.expires = -math.inf
+        self.doubted = False
         self.hidden: Counter[Hidden] = Counter()
         self.listing = trio.Lock()
         self.lookups = 0
@@ -78,7 +80,7 @@ class Tree:
         *,
         place: str,
         prefix: str,
-        list_prefix: Callable[[str], Awaitable[Listing]],
+        list_prefix: Callable[[str, bool], Awaitable[Listing]],
         age: Callable[[Listing], float],
         ttl: float,
     ) -> None:
@@ -135,7 +137,8 @@ class Tree:
             if trio.current_time() < directory.expires:
                 return
             asked = trio.current_time()
-            listing = await self._list(directory.prefix)
+            doubted, directory.doubted = directory.doubted, False
+            listing = await self._list(directory.prefix, doubted)
             self._adopt(directory, listing)
             # At least a moment, so that the call that listed it may use it even with a TTL of zero.
             directory.expires = max(asked + self._ttl - self._age(listing), trio.current_time() + 1e-3)
@@ -144,6 +147,7 @@ class Tree:
         """The directory that names this node must be listed again before it is believed."""
         if node.parent is not None:
             node.parent.expires = -math.inf
+            node.parent.doubted = True
 
     def trusted_for(self, directory: Directory) -> float:
         """Seconds for which the directory's listing is still to be believed, 0 or more; may be infinite."""

@@ -73,7 +73,8 @@ class S3Store:
         self._lists = trio.CapacityLimiter(8)
         try:
             session = boto3.session.Session(profile_name=profile)
-            self._client = session.client(
+            # Any: the stubs type each of the 300 calls, and not the raw body that is read here.
+            self._client: Any = session.client(
                 "s3",
                 endpoint_url=endpoint_url,
                 region_name=region or session.region_name or "us-east-1",
