@@ -1,7 +1,8 @@
 """The cache directory: whether it is fit, whose it is, and what earlier daemons left in it.
 
 Layout: `lazyfs-cache.json` (marks the directory as ours), `index/`, `objects/`, `daemons/` (one locked file for each
-running daemon), `damaged/` (what was set aside, being deleted), `open` (the boot in which the index is open). Directories 0700, files 0600, no link followed.
+running daemon), `damaged/` (what was set aside, being deleted), `open` (the boot in which the index is open).
+Directories 0700, files 0600, no link followed.
 """
 
 import contextlib

@@ -47,9 +47,7 @@ class Disk:
         self._min_free = min_free
         self.evicted_bytes = 0
         try:
-            if directory.lost_power() and not verify(directory.index):
-                raise CacheUnavailable("the machine stopped before the index was written, and it does not verify")
-            self._index = Index(directory.index)
+            self._index = _open_index(directory)
         except CacheUnavailable as error:
             if len(directory.alive()) > 1:
                 raise
@@ -219,6 +217,12 @@ class Disk:
                 self._index.settle(daemon, [])
         except CacheUnavailable as error:
             log.warning("what an earlier daemon left in the cache could not be cleared: %s", error)
+
+
+def _open_index(directory: CacheDirectory) -> Index:
+    if directory.lost_power() and not verify(directory.index):
+        raise CacheUnavailable("the machine stopped before the index was written, and it does not verify")
+    return Index(directory.index)
 
 
 def _sums_length(view: memoryview) -> int:

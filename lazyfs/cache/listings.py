@@ -62,7 +62,7 @@ class Listings:
         return max(0.0, self._clock() - listing.listed_at)
 
     async def list(self, prefix: str, doubted: bool = False) -> Listing:
-        """The listing of `prefix`, fresh if that can be had. One that is `doubted` is asked for again before its time."""
+        """The listing of `prefix`, fresh if that can be had. A `doubted` one is asked for before its time."""
         key = hashlib.sha256(f"{self._place}|{prefix}".encode("utf-8", "surrogatepass")).digest()[:16]
         kept = unpack(self._disk.listing(key))
         if kept is not None and (kept.prefix != prefix or kept.listed_at > self._clock()):
