@@ -43,7 +43,7 @@ class Writer:
         self._nursery = nursery
         self._made_room = made_room
         self._queue: deque[tuple[Verified, Chunk]] = deque()
-        self._limit = max(1, memory.slots // 4)
+        self._limit = max(1, memory.slots // 2)
         self._wanted = trio.Event()
         self._threads = trio.CapacityLimiter(1)
         self._touched: set[tuple[bytes, int]] = set()
