@@ -19,10 +19,9 @@ from lazyfs.service import mounts
 from lazyfs.service.logs import set_up_logging
 from lazyfs.service.mount import serve
 
-
 SWITCH_INTERVAL = 0.0002
-"""Seconds until a thread that waits for the interpreter gets it. With Python's 5 ms, the writer waited some 3 ms for each
-MiB while a cold file streamed at 0.7 GB/s, and a third of the chunks could not be kept; with this, 5 in 100."""
+"""Seconds until a thread that waits for the interpreter gets it. With Python's 5 ms, the writer waited some 3 ms for
+each MiB while a cold file streamed at 0.7 GB/s, and a third of the chunks could not be kept; with this, 5 in 100."""
 
 
 class _Group(click.Group):
