@@ -11,7 +11,7 @@ random to a detector that keeps one cursor for each handle.
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from lazyfs.objects import CHUNK_SIZE, MIB, align_down, align_up
+from lazyfs.objects import CHUNK_SIZE, KIB, MIB, align_down, align_up
 
 FIRST_WINDOW = 4 * MIB
 """Read-ahead of a run seen for the second time: a header that is read in two steps costs no more than this."""
@@ -24,6 +24,10 @@ STEP = 8 * MIB
 
 SLACK = MIB
 """A read this far before or behind a run still belongs to it: the kernel's read-ahead sends reads out of order."""
+
+FIRST_SLACK = 128 * KIB
+"""The same for what may be the second read of a run. Touches at random places come near an earlier one now and then;
+with less slack they are not taken for runs."""
 
 MOST_STREAMS = 256
 """Runs remembered for one inode; the one idle for longest is forgotten."""
@@ -92,21 +96,27 @@ class Streams:
         """A read of bytes [start, stop) is here; say what to bring, the read itself included."""
         stream = self._match(start)
         if stream is None:
-            stream = Stream(position=stop, frontier=min(self._size, align_up(stop)))
-            self._streams.insert(0, stream)
-            del self._streams[MOST_STREAMS:]
-            return Plan(align_down(start), stream.frontier, stream)
+            return self._begin(start, stop)
         share = self._budget.share(stream)
-        if stop > stream.position:
-            stream.used += stop - stream.position
-            stream.position = stop
+        stream.used += stop - start
+        stream.position = max(stream.position, stop)
         self._grow(stream, share)
         return self._plan(stream, start, stop)
+
+    def _begin(self, start: int, stop: int) -> Plan:
+        """A read that goes on with no run may begin one: bring its chunks and no more. Inside the window of another
+        run, what that one planned counts as planned."""
+        need = min(self._size, align_up(stop))
+        planned = max((s.frontier for s in self._streams if s.position <= start and need <= s.frontier), default=0)
+        stream = Stream(position=stop, frontier=max(need, planned))
+        self._streams.insert(0, stream)
+        del self._streams[MOST_STREAMS:]
+        return Plan(need, need, stream) if planned else Plan(align_down(start), need, stream)
 
     def _match(self, start: int) -> Stream | None:
         """The stream that this read goes on with, moved to the front: a run goes on where its last read was."""
         for index, stream in enumerate(self._streams):
-            if stream.position - SLACK <= start <= max(stream.position + SLACK, stream.frontier):
+            if abs(start - stream.position) <= (SLACK if stream.window else FIRST_SLACK):
                 if index:
                     del self._streams[index]
                     self._streams.insert(0, stream)
