@@ -56,7 +56,8 @@ class Memory:
 
     def __init__(self, budget: int) -> None:
         self.slots = max(2, budget // CHUNK_SIZE)
-        self._map = mmap.mmap(-1, self.slots * CHUNK_SIZE)
+        # Private: Python's default is shared memory, which the kernel never backs with large pages.
+        self._map = mmap.mmap(-1, self.slots * CHUNK_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._whole = memoryview(self._map)
         # Pages of 2 MiB make the first touch of each slot some 100 times cheaper; where they are off, nothing is lost.
         if hasattr(mmap, "MADV_HUGEPAGE"):
