@@ -102,6 +102,12 @@ class Writer:
         if touched:
             await self.step(self._disk.touch, touched)
 
+    async def close(self) -> None:
+        """Close the disk cache after the step under way: an index that is closed inside a transaction of another thread
+        never returns. What is put from now on is not kept."""
+        self._limit = 0
+        await self.step(self._disk.close)
+
     async def _touch_later(self) -> None:
         await trio.sleep(TOUCH_DELAY)
         await self.flush_touches()

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -172,7 +172,7 @@ class RunningMount:
         with trio.move_on_after(GRACE / 2):
             await self.chunks.writer.flush()
             await self.chunks.writer.flush_touches()
-        self.disk.close()
+        await self.chunks.writer.close()
 
     def report(self) -> bytes:
         """What this mount has done so far, as JSON."""
@@ -242,23 +242,26 @@ async def _live(
     ready: Callable[[], None],
 ) -> None:
     """From the first request to the end of the process."""
+    stop, ended = trio.Event(), trio.Event()
+    nursery.start_soon(_stop_on_signal, signals, stop)
     try:
-        await mount.check()
+        await _unless(stop, nursery, mount.check)
         session = mount.attach()
     except BaseException:
         mount.disk.close()
         raise
-    ended = trio.Event()
     try:
-        nursery.start_soon(_run_session, session, ended)
+        nursery.start_soon(_run_session, session, stop, ended)
         nursery.start_soon(mount.chunks.writer.run)
-        nursery.start_soon(_stop_on_signal, signals, session)
-        await mount.prove()
+        await _unless(stop, nursery, mount.prove)
         mount.tune()
         log.info("%s is mounted at %s", mount.source.url, mountpoint)
         notify("READY=1", f"STATUS={mount.source.url} at {mountpoint}")
         ready()
-        await ended.wait()
+        await stop.wait()
+        if not ended.is_set():
+            session.stop()
+            await ended.wait()
     finally:
         _end_by_force()
         session.close()
@@ -270,18 +273,33 @@ async def _live(
     os._exit(0)
 
 
-async def _run_session(session: Session, ended: trio.Event) -> None:
+async def _run_session(session: Session, stop: trio.Event, ended: trio.Event) -> None:
     try:
         await session.run()
     finally:
         ended.set()
+        stop.set()
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], session: Session) -> None:
+async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event) -> None:
     async for number in signals:
         log.info("%s: unmounting", signal.Signals(number).name)
-        session.stop()
+        stop.set()
         return
+
+
+async def _unless(stop: trio.Event, nursery: trio.Nursery, step: Callable[[], Awaitable[None]]) -> None:
+    """A step of the start, given up with `SetupError` when `stop` is set."""
+
+    async def give_up() -> None:
+        await stop.wait()
+        scope.cancel()
+
+    with trio.CancelScope() as scope:
+        nursery.start_soon(give_up)
+        await step()
+    if scope.cancelled_caught:
+        raise errors.SetupError("stopped before the mount was ready")
 
 
 def _end_by_force() -> None:
