@@ -178,7 +178,14 @@ class ChunkCache:
             flight.claim.urge()
             waiting = flight.waiting.setdefault(number, Waiting())
             waiting.count += 1
-            await waiting.event.wait()
+            try:
+                await waiting.event.wait()
+            except BaseException:
+                if waiting.chunk is None:
+                    waiting.count -= 1
+                else:
+                    self._memory.unpin(waiting.chunk)
+                raise
             if waiting.chunk is not None:
                 self._memory.unpin(waiting.chunk)
                 if self._short:
@@ -293,7 +300,7 @@ class ChunkCache:
 
     def _land(self, flight: Flight, *, fresh: bool = True) -> None:
         """The chunks whose checksums are known are here: keep them in memory, wake their waiters, queue the write."""
-        while flight.landed < len(flight.sums):
+        while flight.landed < len(flight.sums) and not flight.over:
             place = flight.landed
             number = flight.first + place
             key = (flight.version.object_id, number)
@@ -315,8 +322,11 @@ class ChunkCache:
         waiting.event.set()
 
     def _end(self, flight: Flight) -> None:
-        """Give back the slots of what did not land and wake who waited for it; they look again, or fail with the
-        error."""
+        """Land what is complete, give back the slots of the rest and wake who waited for it; they look again, or fail
+        with the error."""
+        self._land(flight)
+        # A worker's word that a chunk is complete may still be queued; its slot is somebody else's from here on.
+        flight.over = True
         for place in range(flight.landed, len(flight.slots)):
             number = flight.first + place
             self._flights.pop((flight.version.object_id, number), None)

@@ -21,12 +21,13 @@ class Waiting:
 
 
 class Flight:
-    """Chunks [first, stop) of a version; `landed` of them are in memory, and `error` is why the rest never will be.
+    """Chunks [first, stop) of a version; `landed` of them are in memory; once it is `over` no more will be, and
+    `error` says why.
 
     `sums` are the checksums of the chunks that are complete, in order: a worker thread appends, the loop reads.
     """
 
-    __slots__ = ("claim", "error", "first", "landed", "slots", "stop", "sums", "version", "views", "waiting")
+    __slots__ = ("claim", "error", "first", "landed", "over", "slots", "stop", "sums", "version", "views", "waiting")
 
     def __init__(
         self, version: ObjectVersion, span: range, slots: list[int], views: list[memoryview], claim: Claim
@@ -38,5 +39,6 @@ class Flight:
         self.claim = claim
         self.sums: list[bytes] = []
         self.landed = 0
+        self.over = False
         self.waiting: dict[int, Waiting] = {}
         self.error: LazyfsError | None = None

@@ -22,7 +22,7 @@ LARGEST_WINDOW = 256 * MIB
 STEP = 8 * MIB
 """A window moves by whole steps, so that one GET brings one step."""
 
-SLACK = MIB
+SLACK = 4 * MIB
 """A read this far before or behind a run still belongs to it: the kernel's read-ahead sends reads out of order."""
 
 FIRST_SLACK = 128 * KIB

@@ -12,7 +12,7 @@ def notify(*lines: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        with contextlib.suppress(OSError):
-            channel.connect(address)
-            channel.sendall("\n".join(lines).encode())
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    with channel, contextlib.suppress(OSError):
+        channel.connect(address)
+        channel.sendall("\n".join(lines).encode())

@@ -1,0 +1,290 @@
+"""The chunk cache over a store in memory and a real disk: each chunk brought once, delivered early, never wrong."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.cache.chunks import ChunkCache
+from lazyfs.cache.disk import Disk
+from lazyfs.cache.memory import Memory
+from lazyfs.errors import Dropped, ObjectChanged, StoreError, Unreachable
+from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
+from tests.rooms.building import CacheMaker, chunk_on, object_files, pattern
+from tests.rooms.memory_store import Call, Fault, MemoryStore, Valve, in_turn
+
+Running = Callable[..., AbstractAsyncContextManager[ChunkCache]]
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """An empty store."""
+    return MemoryStore()
+
+
+@pytest.fixture
+def disk(caches: CacheMaker) -> Disk:
+    """An empty disk cache."""
+    return caches.open()
+
+
+@pytest.fixture
+def running(store: MemoryStore, disk: Disk) -> Running:
+    """A chunk cache that runs for a while; in the end all is idle: no flight, no pin, no slot lent."""
+
+    @asynccontextmanager
+    async def run(memory: int = 64 * MIB, *, writes: bool = True) -> AsyncIterator[ChunkCache]:
+        async with trio.open_nursery() as nursery:
+            made = Memory(memory)
+            cache = ChunkCache(store=store, disk=disk, memory=made, nursery=nursery, span_size=8 * MIB)
+            if writes:
+                nursery.start_soon(cache.writer.run)
+            yield cache
+            while cache._flights:
+                await trio.testing.wait_all_tasks_blocked()
+                await trio.lowlevel.checkpoint()
+            await cache.writer.flush()
+            await cache.writer.step(lambda: None)
+            await trio.testing.wait_all_tasks_blocked()
+            assert cache.idle()
+            assert made.statistics().lent == 0
+            nursery.cancel_scope.cancel()
+
+    return run
+
+
+async def read(cache: ChunkCache, version: ObjectVersion, start: int, stop: int) -> bytes:
+    """The bytes, copied before the next await."""
+    return bytes(await cache.read(version, start, stop))
+
+
+async def test_bytes_are_right_whatever_the_range(store: MemoryStore, running: Running) -> None:
+    """Inside a chunk, across two, across many, the end."""
+    data = pattern(3 * MIB + 77)
+    version = store.put("k", data)
+    async with running() as cache:
+        for start, stop in ((0, 1), (5, MIB), (MIB - 3, MIB + 3), (10, 3 * MIB + 70), (3 * MIB, len(data))):
+            assert await read(cache, version, start, stop) == data[start:stop]
+
+
+async def test_many_readers_fetch_a_chunk_once(store: MemoryStore, running: Running) -> None:
+    """Fifty readers of one cold chunk are one GET."""
+    data = pattern(2 * MIB)
+    version = store.put("k", data)
+    found: list[bytes] = []
+
+    async def reader(cache: ChunkCache) -> None:
+        found.append(await read(cache, version, 100, 200))
+
+    async with running() as cache:
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(reader, cache)
+        assert found == [data[100:200]] * 50
+        assert store.gets() == [(0, MIB)]
+
+
+async def test_spans_keep_to_the_grid(store: MemoryStore, running: Running) -> None:
+    """A range becomes GETs of 8 MiB between multiples of 8 MiB, so that those of different readers coincide."""
+    version = store.put("k", pattern(20 * MIB))
+    async with running() as cache:
+        assert cache.start(version, 3 * MIB, 20 * MIB, demand=4 * MIB) == 20 * MIB
+        cache.start(version, 0, 20 * MIB, demand=0)
+        await read(cache, version, 0, 20 * MIB)
+        assert sorted(store.gets()) == [
+            (0, 3 * MIB),
+            (3 * MIB, 8 * MIB),
+            (8 * MIB, 16 * MIB),
+            (16 * MIB, 20 * MIB),
+        ]
+
+
+async def test_a_chunk_is_delivered_before_its_span_is_complete(store: MemoryStore, running: Running) -> None:
+    """The reader of the first MiB does not wait for the eighth."""
+    data = pattern(8 * MIB)
+    version = store.put("k", data)
+    valve = Valve()
+    store.valve = lambda call: valve
+    async with running() as cache:
+        cache.start(version, 0, 8 * MIB, demand=MIB)
+        valve.open(MIB)
+        assert await read(cache, version, 0, MIB) == data[:MIB]
+        valve.open()
+        assert await read(cache, version, 7 * MIB, 8 * MIB) == data[7 * MIB :]
+        assert len(store.gets()) == 1
+
+
+async def test_an_error_reaches_every_waiter_and_is_forgotten(store: MemoryStore, running: Running) -> None:
+    """Whoever waited gets the failure; who comes later asks again."""
+    data = pattern(MIB)
+    version = store.put("k", data)
+    store.fault = in_turn(Fault(Unreachable("gone")))
+    failed: list[StoreError] = []
+
+    async def reader(cache: ChunkCache) -> None:
+        try:
+            await cache.read(version, 0, 10)
+        except StoreError as error:
+            failed.append(error)
+
+    async with running() as cache:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(reader, cache)
+        assert [str(error) for error in failed] == ["gone"] * 3
+        assert await read(cache, version, 0, 10) == data[:10]
+
+
+async def test_what_arrived_before_an_error_is_kept(store: MemoryStore, running: Running) -> None:
+    """Chunks that were complete are delivered; only the others fail."""
+    data = pattern(4 * MIB)
+    version = store.put("k", data)
+    store.fault = in_turn(Fault(Unreachable("gone"), after=2 * MIB + 100), Fault(Unreachable("gone")))
+    async with running() as cache:
+        cache.start(version, 0, 4 * MIB, demand=4 * MIB)
+        assert await read(cache, version, 0, 2 * MIB) == data[: 2 * MIB]
+        with pytest.raises(Unreachable):
+            await cache.read(version, 2 * MIB, 3 * MIB)
+
+
+async def test_a_changed_object_is_an_error(store: MemoryStore, running: Running) -> None:
+    """Bytes of another version are never delivered; those that are here still are."""
+    old = store.put("k", pattern(2 * MIB, 1))
+    async with running() as cache:
+        before = await read(cache, old, 0, MIB)
+        store.put("k", pattern(2 * MIB, 2))
+        assert await read(cache, old, 0, MIB) == before
+        with pytest.raises(ObjectChanged):
+            await cache.read(old, MIB, 2 * MIB)
+
+
+async def test_dropped_read_ahead_never_reaches_a_reader(store: MemoryStore, running: Running) -> None:
+    """A reader who comes for bytes whose flight was given up has them fetched again."""
+    data = pattern(2 * MIB)
+    version = store.put("k", data)
+    store.fault = in_turn(Fault(Dropped("given up")))
+    async with running() as cache:
+        cache.start(version, 0, MIB, demand=0)
+        assert await read(cache, version, 0, MIB) == data[:MIB]
+        assert store.gets() == [(0, MIB), (0, MIB)]
+
+
+@pytest.mark.parametrize("slots", [2, 3, 4])
+async def test_little_memory_is_slow_and_not_stuck(store: MemoryStore, running: Running, slots: int) -> None:
+    """Many readers of many chunks get through two slots of memory, across chunk borders too."""
+    data = pattern(12 * MIB)
+    version = store.put("k", data)
+    right: list[bool] = []
+
+    async def reader(cache: ChunkCache, number: int) -> None:
+        for step in range(12):
+            start = ((number * 5 + step * 7) % 11) * MIB + MIB // 2
+            right.append(await read(cache, version, start, start + MIB) == data[start : start + MIB])
+
+    with trio.fail_after(60):
+        async with running(slots * MIB) as cache, trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(reader, cache, number)
+    assert right == [True] * 120
+
+
+async def test_what_was_fetched_is_read_from_disk_next_time(
+    store: MemoryStore, running: Running, disk: Disk
+) -> None:
+    """A second cache on the same disk asks the store for nothing, whole chunks and small reads alike."""
+    data = pattern(10 * MIB + 5)
+    version = store.put("k", data)
+    async with running() as cache:
+        await read(cache, version, 0, len(data))
+        await cache.writer.flush()
+    assert chunk_on(disk, version, 10) == data[10 * MIB :]
+    store.calls.clear()
+    async with running() as cache:
+        assert await read(cache, version, 5 * MIB + 7, 5 * MIB + 100) == data[5 * MIB + 7 : 5 * MIB + 100]
+        assert await read(cache, version, 0, len(data)) == data
+        assert cache.statistics().disk_hits > 0
+    assert store.gets() == []
+
+
+@pytest.mark.parametrize("small", [True, False])
+async def test_damaged_bytes_are_fetched_again_once(
+    store: MemoryStore, running: Running, disk: Disk, place: Path, small: bool
+) -> None:
+    """A flipped byte on disk is found, counted, and never served; the next reader finds good bytes on disk."""
+    data = pattern(2 * MIB)
+    version = store.put("k", data)
+    async with running() as cache:
+        await read(cache, version, 0, len(data))
+        await cache.writer.flush()
+    (path,) = object_files(place)
+    raw = bytearray(path.read_bytes())
+    raw[MIB + 1000] ^= 1
+    path.write_bytes(raw)
+    disk._files.close()
+    store.calls.clear()
+    start, stop = (MIB + 990, MIB + 1010) if small else (MIB, 2 * MIB)
+    async with running() as cache:
+        assert await read(cache, version, start, stop) == data[start:stop]
+        assert cache.statistics().corrupt == 1
+        assert store.gets() == [(MIB, 2 * MIB)]
+        await cache.writer.flush()
+        await cache.writer.step(lambda: None)
+    assert chunk_on(disk, version, 1) == data[MIB:]
+
+
+async def test_a_disk_that_fails_only_slows(
+    store: MemoryStore, running: Running, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the index closed under it, reads go on from the store, and one warning is logged."""
+    data = pattern(12 * MIB)
+    version = store.put("k", data)
+    disk._index._env.close()
+    async with running(4 * MIB) as cache:
+        for _ in range(2):
+            assert await read(cache, version, 0, len(data)) == data
+    assert "reads go on without it" in caplog.text
+    assert disk.kept(version.object_id, 0) is None
+
+
+async def test_a_writer_that_is_behind_drops_and_counts(store: MemoryStore, running: Running) -> None:
+    """No reader waits for the disk: what cannot be queued is served and not kept."""
+    data = pattern(16 * MIB)
+    version = store.put("k", data)
+    async with running(8 * MIB, writes=False) as cache:
+        assert await read(cache, version, 0, len(data)) == data
+        found = cache.statistics()
+        assert found.unkept > 0
+        assert found.unkept + len(cache.writer) == 16
+
+
+async def test_demand_urges_a_flight_on(store: MemoryStore, running: Running) -> None:
+    """A reader who wants what was only a guess makes it urgent."""
+    version = store.put("k", pattern(MIB))
+    valve = Valve()
+    store.valve = lambda call: valve
+    async with running() as cache:
+        cache.start(version, 0, MIB, demand=0)
+        flight = cache._flights[version.object_id, 0]
+        assert not flight.claim.urgent
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.read, version, 0, 10)
+            await trio.testing.wait_all_tasks_blocked()
+            assert flight.claim.urgent
+            valve.open()
+
+
+async def test_a_reader_that_goes_away_leaves_its_flight(store: MemoryStore, running: Running) -> None:
+    """Cancelled while it waits, the bytes still arrive and the next reader has them without a request."""
+    data = pattern(MIB)
+    version = store.put("k", data)
+    valve = Valve()
+    store.valve = lambda call: valve
+    async with running() as cache:
+        with trio.move_on_after(0):
+            await cache.read(version, 0, MIB)
+        valve.open()
+        assert await read(cache, version, 0, MIB) == data
+    assert [call for call in store.calls if call.kind == "get"] == [Call("get", "k", 0, CHUNK_SIZE)]
