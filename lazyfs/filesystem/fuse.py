@@ -9,10 +9,12 @@ page held by a read that waits for us leaves an unkillable process; attributes a
 readdirplus, because a size that shrinks kills mapped readers by SIGBUS.
 """
 
+import contextlib
 import errno
 import functools
 import logging
 import os
+import select
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -23,6 +25,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 
 from lazyfs import errors
 from lazyfs.filesystem.files import OpenFiles
+from lazyfs.filesystem.options import advice
 from lazyfs.filesystem.tree import Directory, File, Node, Tree
 
 log = logging.getLogger(__name__)
@@ -211,7 +214,8 @@ class Operations(pyfuse3.Operations):
         node = self._tree.node(inode)
         if isinstance(node, Directory):
             raise errors.IsADirectory(node.name)
-        if flags & os.O_ACCMODE != os.O_RDONLY:
+        # O_TRUNC comes alone too, and the kernel would then believe that the file is empty now.
+        if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             raise FUSEError(errno.EROFS)
         if not node.current:
             raise errors.StaleHandle(f"{node.version.key!r} is another version by now")
@@ -300,31 +304,6 @@ for _name in [
     setattr(Operations, _name, _read_only)
 
 
-def mount_options(source_url: str, *, allow_other: bool, allow_root: bool, noexec: bool) -> set[str]:
-    """The options of the mount: always read-only, without devices and set-uid, permissions checked by the kernel.
-
-    `fsname` is the source: some loaders turn memory mapping off for names of other products' mounts.
-    """
-    options = {"fsname=" + source_url.replace(",", "\\,"), "subtype=lazyfs"}
-    options |= {"ro", "nosuid", "nodev", "noatime", "default_permissions"}
-    if allow_other:
-        options.add("allow_other")
-    if allow_root:
-        options.add("allow_root")
-    if noexec:
-        options.add("noexec")
-    return options
-
-
-def _advice(options: set[str]) -> str:
-    """What a mount that was refused most likely lacks."""
-    if options & {"allow_other", "allow_root"} and os.geteuid() != 0:
-        return "allow-other and allow-root need the line user_allow_other in /etc/fuse.conf"
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "/dev/fuse is missing or not open to you; in a container, pass it with --device /dev/fuse"
-    return "is the package fuse3 installed, and may you mount here?"
-
-
 class Session:
     """The one FUSE session of this process, between `__init__` (mounted) and `close` (unmounted)."""
 
@@ -332,12 +311,22 @@ class Session:
         try:
             pyfuse3.init(operations, mountpoint, options)
         except (RuntimeError, OSError) as error:
-            raise errors.SetupError(f"cannot mount at {mountpoint}: {error}; {_advice(options)}") from None
+            raise errors.SetupError(f"cannot mount at {mountpoint}: {error}; {advice(options)}") from None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer the kernel until the filesystem is unmounted or `stop` is called."""
         task_status.started()
         await cast(Any, pyfuse3.main)(max_tasks=MAX_TASKS)
+
+    async def unmounted(self) -> None:
+        """Return once the kernel has let go of the mount; `run` still waits for the requests that it handles then."""
+        with select.epoll() as gone:
+            for name in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                        # No events but EPOLLERR, which fs/fuse/dev.c gives when the connection is gone.
+                        gone.register(int(name), 0)
+            await trio.lowlevel.wait_readable(gone.fileno())
 
     def stop(self) -> None:
         """Make `run` return."""

@@ -24,7 +24,8 @@ from lazyfs.cache.listings import Listings
 from lazyfs.cache.memory import Memory
 from lazyfs.config import Config
 from lazyfs.filesystem.files import OpenFiles
-from lazyfs.filesystem.fuse import Operations, Session, mount_options
+from lazyfs.filesystem.fuse import Operations, Session
+from lazyfs.filesystem.options import mount_options
 from lazyfs.filesystem.tree import File, Tree
 from lazyfs.objects import MIB, Source
 from lazyfs.reading.streams import Budget
@@ -40,6 +41,9 @@ CHECK_PATIENCE = 10.0
 
 GRACE = 10.0
 """Seconds for an orderly end; after that the process ends without: libfuse before 3.18 can hang in a lazy unmount."""
+
+LAST_READS = 2.0
+"""Seconds that an end waits for reads under way; their readers get an error after that, as mapped ones SIGBUS."""
 
 READ_AHEAD_SHARE = 0.7
 """Of the memory budget, for bytes read ahead; the rest is for demand and for chunks waiting to be written."""
@@ -242,7 +246,7 @@ async def _live(
     ready: Callable[[], None],
 ) -> None:
     """From the first request to the end of the process."""
-    stop, ended = trio.Event(), trio.Event()
+    stop, ended, reads = trio.Event(), trio.Event(), trio.CancelScope()
     nursery.start_soon(_stop_on_signal, signals, stop)
     try:
         await _unless(stop, nursery, mount.check)
@@ -251,7 +255,8 @@ async def _live(
         mount.disk.close()
         raise
     try:
-        nursery.start_soon(_run_session, session, stop, ended)
+        nursery.start_soon(_run_session, session, reads, stop, ended)
+        nursery.start_soon(_stop_when_unmounted, session, stop)
         nursery.start_soon(mount.chunks.writer.run)
         await _unless(stop, nursery, mount.prove)
         mount.tune()
@@ -260,7 +265,11 @@ async def _live(
         ready()
         await stop.wait()
         if not ended.is_set():
+            _end_by_force()
             session.stop()
+            with trio.move_on_after(LAST_READS):
+                await ended.wait()
+            reads.cancel()
             await ended.wait()
     finally:
         _end_by_force()
@@ -273,12 +282,18 @@ async def _live(
     os._exit(0)
 
 
-async def _run_session(session: Session, stop: trio.Event, ended: trio.Event) -> None:
+async def _run_session(session: Session, reads: trio.CancelScope, stop: trio.Event, ended: trio.Event) -> None:
     try:
-        await session.run()
+        with reads:
+            await session.run()
     finally:
         ended.set()
         stop.set()
+
+
+async def _stop_when_unmounted(session: Session, stop: trio.Event) -> None:
+    await session.unmounted()
+    stop.set()
 
 
 async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event) -> None:

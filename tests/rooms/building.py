@@ -1,0 +1,98 @@
+"""Small things of which the tests of several rooms are built: versions, bytes, disk caches that are closed."""
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lazyfs.cache.directory import CacheDirectory
+from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.sums import block_sums
+from lazyfs.errors import CacheUnavailable
+from lazyfs.objects import CHUNK_SIZE, ObjectVersion
+
+PLACE = "http://127.0.0.1|models"
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Bytes that differ from chunk to chunk and from seed to seed, the same in every run."""
+    return random.Random(seed).randbytes(size)
+
+
+def version_of(key: str, data: bytes, etag: str = '"1"') -> ObjectVersion:
+    """The version of an object that holds `data`."""
+    return ObjectVersion(PLACE, key, etag, len(data))
+
+
+def verified(version: ObjectVersion, data: bytes, number: int) -> Verified:
+    """Chunk `number` of an object that holds `data`, ready to be kept."""
+    view = memoryview(data)[number * CHUNK_SIZE : number * CHUNK_SIZE + version.chunk_length(number)]
+    return Verified(version, number, view, block_sums(view))
+
+
+def keep(disk: Disk, version: ObjectVersion, data: bytes, numbers: Sequence[int]) -> int:
+    """Put these chunks on disk; how many were kept."""
+    return disk.keep([verified(version, data, number) for number in numbers])
+
+
+def chunk_on(disk: Disk, version: ObjectVersion, number: int) -> bytes | None:
+    """The chunk as a reader would get it from disk; None if it is absent or does not verify."""
+    kept = disk.kept(version.object_id, number)
+    if kept is None:
+        return None
+    buffer = bytearray(version.chunk_length(number))
+    return bytes(buffer) if disk.read(version, number, [kept], [memoryview(buffer)]) == [True] else None
+
+
+def object_files(place: Path) -> list[Path]:
+    """Every object file below a cache directory."""
+    return sorted(path for path in (place / "objects").rglob("*") if path.is_file())
+
+
+def allocated(place: Path) -> int:
+    """Bytes of disk that the files below a directory take, as `du` counts them."""
+    return sum(path.lstat().st_blocks * 512 for path in place.rglob("*") if path.is_file())
+
+
+class CacheMaker:
+    """Opens disk caches on one directory, with nothing kept free unless a test says so."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._open: list[Disk] = []
+
+    def open(self, *, max_size: int | None = None, min_free: int | float = 0) -> Disk:
+        """A daemon's disk cache on the directory."""
+        disk = Disk(CacheDirectory(self.place, create=False), max_size=max_size, min_free=min_free)
+        self._open.append(disk)
+        return disk
+
+    def close(self, disk: Disk) -> None:
+        """An orderly end."""
+        self._open.remove(disk)
+        disk.close()
+
+    def kill(self, disk: Disk) -> None:
+        """What SIGKILL leaves: the lock of the daemon is free, nothing was settled, cleared or synced.
+
+        LMDB refuses to open one file twice in a process, so the old environment is closed, which writes nothing.
+        """
+        self._open.remove(disk)
+        # A process that dies has no public method.
+        disk._index._env.close()
+        disk._files.close()
+        os.close(disk._directory._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for disk in self._open:
+            try:
+                disk.close()
+            except CacheUnavailable:
+                continue

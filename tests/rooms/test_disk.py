@@ -1,0 +1,335 @@
+"""Chunks on disk: what comes back is right or nothing, the bound holds at every step, and a kill leaves no mess."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from lazyfs.cache.directory import MARK, CacheDirectory
+from lazyfs.cache.disk import Disk
+from lazyfs.cache.records import Run
+from lazyfs.errors import CacheUnavailable, SetupError
+from lazyfs.objects import CHUNK_SIZE, MIB
+from tests.rooms.building import CacheMaker, allocated, chunk_on, keep, object_files, pattern, verified, version_of
+
+
+def test_what_is_kept_comes_back(caches: CacheMaker) -> None:
+    """Whole chunks, the short last one, and pieces of either; also for the next daemon."""
+    data = pattern(3 * MIB + 70_001)
+    version = version_of("a/b", data)
+    disk = caches.open()
+    assert keep(disk, version, data, range(4)) == 4
+    caches.close(disk)
+    disk = caches.open()
+    for number in range(4):
+        assert chunk_on(disk, version, number) == data[number * MIB : (number + 1) * MIB]
+    kept = disk.kept(version.object_id, 3)
+    assert kept is not None
+    for start, stop in ((0, 1), (65_530, 65_540), (70_000, 70_001), (0, 70_001)):
+        assert disk.read_part(version, 3, kept, start, stop) == data[3 * MIB + start : 3 * MIB + stop]
+    assert disk.cached_bytes(version) == len(data)
+
+
+def test_a_chunk_that_is_not_kept_is_absent(caches: CacheMaker) -> None:
+    """A hole of the sparse file is never taken for zeros of the object."""
+    data = bytes(3 * MIB)
+    version = version_of("zeros", data)
+    disk = caches.open()
+    keep(disk, version, data, [0, 2])
+    assert [chunk_on(disk, version, number) is not None for number in range(3)] == [True, False, True]
+
+
+@pytest.mark.parametrize("offset", [0, 12_345, MIB - 1, MIB + 65_536, 2 * MIB + 9])
+def test_a_flipped_bit_is_found(caches: CacheMaker, place: Path, offset: int) -> None:
+    """Wherever it is: that chunk is wrong, the others are right, and a read of its other blocks may go on."""
+    data = pattern(2 * MIB + 10)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, range(3))
+    (path,) = object_files(place)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+    found = [chunk_on(disk, version, number) is not None for number in range(3)]
+    assert found == [number != offset // MIB for number in range(3)]
+
+
+def test_swapped_object_files_are_found(caches: CacheMaker, place: Path) -> None:
+    """Bytes of another object are not these bytes."""
+    disk = caches.open()
+    versions = {key: version_of(key, pattern(MIB, seed)) for seed, key in enumerate("ab")}
+    for seed, (_, version) in enumerate(versions.items()):
+        keep(disk, version, pattern(MIB, seed), [0])
+    first, second = object_files(place)
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    assert [chunk_on(disk, version, 0) for version in versions.values()] == [None, None]
+
+
+def test_a_truncated_or_missing_file_is_found(caches: CacheMaker, place: Path) -> None:
+    """Less than the whole, or nothing: absent, and no exception."""
+    data = pattern(2 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, range(2))
+    (path,) = object_files(place)
+    os.truncate(path, MIB + 5)
+    assert chunk_on(disk, version, 0) == data[:MIB]
+    assert chunk_on(disk, version, 1) is None
+    path.unlink()
+    disk._files.close()
+    assert chunk_on(disk, version, 0) is None
+
+
+def test_a_discarded_chunk_can_be_kept_again(caches: CacheMaker) -> None:
+    """What was wrong is forgotten and its place is free."""
+    data = pattern(2 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, range(2))
+    used = disk.used()
+    disk.discard(version, 1)
+    assert chunk_on(disk, version, 1) is None
+    assert disk.used() < used - CHUNK_SIZE + 64 * 1024  # the index itself may have grown by some pages
+    assert keep(disk, version, data, [1]) == 1
+    assert chunk_on(disk, version, 1) == data[MIB:]
+
+
+def test_the_bound_holds_at_every_moment(caches: CacheMaker, place: Path) -> None:
+    """While 100 MiB go through a cache of 12, what the files take is sampled without pause."""
+    bound = 12 * MIB
+    disk = caches.open(max_size=bound)
+    most, done = 0, threading.Event()
+
+    def sample() -> None:
+        nonlocal most
+        while not done.is_set():
+            try:
+                most = max(most, allocated(place))
+            except FileNotFoundError:
+                continue
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        for number in range(25):
+            data = pattern(4 * MIB, number)
+            version = version_of(f"k{number}", data)
+            assert keep(disk, version, data, range(4)) == 4
+            assert chunk_on(disk, version, 3) == data[3 * MIB :]
+    finally:
+        done.set()
+        sampler.join()
+    assert 4 * MIB < most <= bound
+    assert disk.used() <= bound
+    assert disk.evicted_bytes >= 80 * MIB
+
+
+def test_a_batch_larger_than_the_bound_is_kept_in_part(caches: CacheMaker) -> None:
+    """What fits is kept, the rest is not, and nothing fails."""
+    data = pattern(16 * MIB)
+    disk = caches.open(max_size=6 * MIB)
+    assert keep(disk, version_of("k", data), data, range(16)) > 0
+    assert disk.used() <= 6 * MIB
+
+
+def test_free_space_is_left(caches: CacheMaker, place: Path) -> None:
+    """With more to leave free than there is, nothing is kept."""
+    found = os.statvfs(place)
+    disk = caches.open(min_free=found.f_bavail * found.f_frsize)
+    assert keep(disk, version_of("k", pattern(MIB)), pattern(MIB), [0]) == 0
+
+
+def test_segments_of_an_incomplete_object_go_one_by_one(caches: CacheMaker) -> None:
+    """Holes are punched for the segment that was used longest ago; the rest of the file stays."""
+    data = pattern(MIB)
+    version = version_of("large", bytes(130 * MIB))
+    disk = caches.open(max_size=8 * MIB)
+    for number in (0, 64, 128):
+        view = memoryview(data)
+        assert disk.keep([verified(version_of("x", data), data, 0)]) in (0, 1)
+        one = verified(version_of("x", data), data, 0)
+        assert disk.keep([type(one)(version, number, view, one.sums)]) == 1
+    disk._dig(disk._index.bury(1))
+    disk._dig(disk._index.bury(1))
+    assert chunk_on(disk, version, 0) is None
+    assert chunk_on(disk, version, 128) == data
+
+
+def test_bytes_in_an_unlinked_file_never_count(caches: CacheMaker) -> None:
+    """A write that goes on while its object is evicted settles nothing: the generation is another by then."""
+    data = pattern(2 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+    settle = disk._index.settle
+
+    def evict_first(daemon: int, written: list[object]) -> int:
+        disk._dig(disk._index.bury_object(version.object_id))
+        return settle(daemon, written)  # type: ignore[arg-type]
+
+    disk._index.settle = evict_first  # type: ignore[assignment,method-assign]
+    assert keep(disk, version, data, [1]) == 0
+    assert chunk_on(disk, version, 1) is None
+
+
+class Killed(Exception):
+    """Stands for SIGKILL at a chosen step."""
+
+
+@pytest.mark.parametrize("step", ["after the claim", "after the write", "after the burial"])
+def test_a_kill_between_two_steps_leaves_nothing(caches: CacheMaker, place: Path, step: str) -> None:
+    """The next daemon finds good bytes, no byte spoken for in vain, and no file that the index does not know."""
+    old, new = pattern(4 * MIB, 1), pattern(4 * MIB, 2)
+    disk = caches.open(max_size=7 * MIB)
+    keep(disk, version_of("old", old), old, range(4))
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    if step == "after the claim":
+        disk._files.write = die  # type: ignore[method-assign]
+    elif step == "after the write":
+        disk._index.settle = die  # type: ignore[assignment,method-assign]
+    else:
+        disk._files.clear = die  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        keep(disk, version_of("new", new), new, range(4))
+    caches.kill(disk)
+    disk = caches.open(max_size=7 * MIB)
+    for key, data in (("old", old), ("new", new)):
+        for number in range(4):
+            assert chunk_on(disk, version_of(key, data), number) in (None, data[number * MIB : (number + 1) * MIB])
+    known = {disk._files.path(object_id, generation) for object_id, generation in disk._index.entries()}
+    assert set(object_files(place)) <= known
+    own = (place / "index" / "data.mdb").stat().st_blocks * 512
+    assert disk.used() - own == disk.cached_bytes(version_of("old", old)) + disk.cached_bytes(version_of("new", new))
+    assert keep(disk, version_of("new", new), new, range(4)) + disk.cached_bytes(version_of("new", new)) >= 4
+
+
+def test_a_write_that_fails_is_cleared(caches: CacheMaker) -> None:
+    """A full or failing disk is an error by name; what was claimed is given back."""
+    data = pattern(2 * MIB)
+    disk = caches.open()
+    used = disk.used()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write, disk._files.write = disk._files.write, fail  # type: ignore[method-assign]
+    with pytest.raises(CacheUnavailable, match="No space left"):
+        keep(disk, version_of("k", data), data, range(2))
+    assert disk.used() - used < 64 * 1024
+    disk._files.write = write  # type: ignore[method-assign]
+    assert keep(disk, version_of("k", data), data, range(2)) == 2
+
+
+@pytest.mark.parametrize("raw", [b"noise" * 5000, bytes(20_000)])
+def test_an_index_that_cannot_be_used_is_set_aside(
+    caches: CacheMaker, place: Path, raw: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a warning; the cache is empty and works, and the files of before are gone from it."""
+    data = pattern(MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+    caches.close(disk)
+    (place / "index" / "data.mdb").write_bytes(raw)
+    disk = caches.open()
+    assert "started anew" in caplog.text
+    assert chunk_on(disk, version, 0) is None
+    assert object_files(place) == []
+    assert keep(disk, version, data, [0]) == 1
+
+
+def test_an_index_left_open_by_another_boot_is_audited(
+    caches: CacheMaker, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sound one is used as it is; a torn one is set aside though LMDB would open it."""
+    data = pattern(MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+    caches.close(disk)
+    (place / "open").write_text("another boot")
+    disk = caches.open()
+    assert chunk_on(disk, version, 0) == data
+    caches.close(disk)
+    index = place / "index" / "data.mdb"
+    with index.open("r+b") as file:
+        file.seek(3 * 4096)
+        file.write(os.urandom(4096) * (index.stat().st_size // 4096 - 3))
+    (place / "open").write_text("another boot")
+    disk = caches.open()
+    assert "started anew" in caplog.text
+    assert keep(disk, version, data, [0]) == 1
+
+
+def test_only_ours_can_read_it(caches: CacheMaker, place: Path) -> None:
+    """Directories 0700, files 0600, and no name of a key anywhere (P13)."""
+    disk = caches.open()
+    data = pattern(MIB)
+    keep(disk, version_of("../../etc/secret-name", data), data, [0])
+    for path in [place, *place.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+        assert "secret-name" not in str(path)
+
+
+def refused(path: Path) -> str:
+    """Why the directory cannot be a cache."""
+    with pytest.raises(SetupError) as error:
+        CacheDirectory(path, create=False)
+    return str(error.value)
+
+
+def test_a_directory_that_is_not_fit_is_refused(tmp_path: Path) -> None:
+    """Each with one sentence that says what to do."""
+    missing = tmp_path / "missing"
+    assert f"mkdir -m 700 -p {missing}" in refused(missing)
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "is not a directory" in refused(file)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("")
+    assert "not lazyfs's" in refused(foreign)
+    assert (foreign / "thesis.tex").exists()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    assert "is not a directory" in refused(link)
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / MARK).write_text('{"layout": 99}')
+    assert "does not know" in refused(newer)
+
+
+@pytest.mark.parametrize("name", ["index", "objects", "daemons"])
+def test_a_planted_link_is_refused(tmp_path: Path, name: str) -> None:
+    """Nothing is written through a link that somebody else put there."""
+    place, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    place.mkdir()
+    elsewhere.mkdir()
+    CacheDirectory(place, create=False).close()
+    (place / name).rename(tmp_path / "old") if name != "daemons" else (place / name).rmdir()
+    (place / name).symlink_to(elsewhere)
+    assert "is not a directory of yours" in refused(place)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_run_stands_for_its_chunks(caches: CacheMaker, place: Path) -> None:
+    """Clearing a run of chunks gives back just their blocks; clearing the whole removes the file."""
+    data = pattern(4 * MIB)
+    version = version_of("k", data)
+    disk: Disk = caches.open()
+    keep(disk, version, data, range(4))
+    (path,) = object_files(place)
+    generation = int(path.suffix[1:], 16)
+    before = path.stat().st_blocks
+    disk._files.clear(Run(version.object_id, generation, 1, 3))
+    assert before - path.stat().st_blocks == 2 * MIB // 512
+    disk._files.clear(Run(version.object_id, generation, 0, 0xFFFFFFFF))
+    assert not path.exists()

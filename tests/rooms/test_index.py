@@ -1,0 +1,240 @@
+"""The index against a dictionary: what is present, what is spoken for, who was used last, through every event."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import lmdb
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from lazyfs.cache.index import Index
+from lazyfs.cache.records import Run, Written, disk_size
+from lazyfs.errors import CacheUnavailable
+from lazyfs.objects import BLOCKS_PER_CHUNK, CHUNK_SIZE, MIB, SEGMENT_CHUNKS, ObjectVersion
+
+SIZES = (1, MIB, 70 * MIB + 5, 130 * MIB)
+VERSIONS = [ObjectVersion("p", f"k{number}", '"e"', size) for number, size in enumerate(SIZES)]
+UNBOUND = 1 << 50
+
+
+def sums(number: int) -> bytes:
+    """Checksums that tell chunks apart."""
+    return number.to_bytes(8, "little") * BLOCKS_PER_CHUNK
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """Any order of keeping, discarding, burying, digging and reopening leaves the index as a dictionary would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scratch = TemporaryDirectory()
+        self.path = Path(self.scratch.name) / "index"
+        self.index = Index(self.path)
+        self.present: dict[tuple[int, int], int] = {}
+        self.graves: dict[Run, int] = {}
+        self.claimed: dict[int, int] = {}
+
+    def teardown(self) -> None:
+        """Close the index and delete it."""
+        self.index.close()
+        self.scratch.cleanup()
+
+    @rule(which=st.integers(0, 3), first=st.integers(0, 129), count=st.integers(1, 4), daemon=st.integers(1, 2))
+    def keep(self, which: int, first: int, count: int, daemon: int) -> None:
+        """Claim, and settle what was written."""
+        version = VERSIONS[which]
+        numbers = [n for n in range(first, first + count) if n < version.chunk_count]
+        generation = self.index.generation(version)
+        size = sum(disk_size(version.chunk_length(n)) for n in numbers)
+        run = Run(version.object_id, generation, first, first + count)
+        assert self.index.claim(daemon, [run], size, UNBOUND)
+        self.claimed.pop(daemon, None)
+        counted = self.index.settle(daemon, [Written(version, generation, n, sums(n)) for n in numbers])
+        assert counted == len([n for n in numbers if (which, n) not in self.present])
+        self.present |= {(which, n): generation for n in numbers}
+
+    @rule(daemon=st.integers(3, 5), size=st.integers(0, 10 * MIB))
+    def claim_and_die(self, daemon: int, size: int) -> None:
+        """A daemon that claims and never settles."""
+        if daemon not in self.claimed:
+            assert self.index.claim(daemon, [], size, UNBOUND)
+            self.claimed[daemon] = size
+
+    @rule(daemon=st.integers(3, 5))
+    def release_the_dead(self, daemon: int) -> None:
+        """Another daemon ends its claim."""
+        self.index.settle(daemon, [])
+        self.claimed.pop(daemon, None)
+
+    @rule(which=st.integers(0, 3), number=st.integers(0, 129))
+    def discard(self, which: int, number: int) -> None:
+        """One chunk turned out wrong."""
+        self._buried(self.index.discard(VERSIONS[which].object_id, number))
+
+    @rule(which=st.integers(0, 3))
+    def bury_object(self, which: int) -> None:
+        """Everything of one object goes."""
+        self._buried(self.index.bury_object(VERSIONS[which].object_id))
+
+    @rule(size=st.integers(1, 80 * MIB))
+    def bury(self, size: int) -> None:
+        """Least recently used chunks go until so much is free."""
+        before = self.total()
+        buried = self.index.bury(size)
+        freed = self._buried(buried)
+        assert freed >= min(size, before)
+
+    def _buried(self, runs: list[Run]) -> int:
+        """Follow in the model what the index forgot; the bytes of it."""
+        freed = 0
+        for run in runs:
+            which = next(w for w, version in enumerate(VERSIONS) if version.object_id == run.object_id)
+            gone = [k for k in self.present if k[0] == which and (run.whole or run.first <= k[1] < run.stop)]
+            size = sum(disk_size(VERSIONS[which].chunk_length(number)) for _, number in gone)
+            for key in gone:
+                del self.present[key]
+            self.graves[run] = size
+            freed += size
+        return freed
+
+    @precondition(lambda self: bool(self.graves))
+    @rule()
+    def dig(self) -> None:
+        """The disk was cleared."""
+        run = next(iter(self.graves))
+        self.index.dug(run)
+        del self.graves[run]
+
+    @rule(which=st.integers(0, 3), segment=st.integers(0, 2))
+    def touch(self, which: int, segment: int) -> None:
+        """A use changes nothing but the order."""
+        self.index.touch({(VERSIONS[which].object_id, segment)})
+
+    @rule()
+    def reopen(self) -> None:
+        """Nothing is lost by a restart."""
+        self.index.close()
+        self.index = Index(self.path)
+
+    def total(self) -> int:
+        """Bytes of the chunks that the model has."""
+        return sum(disk_size(VERSIONS[which].chunk_length(number)) for which, number in self.present)
+
+    @invariant()
+    def presence_is_that_of_the_model(self) -> None:
+        """Every chunk, by record and by bit."""
+        for which, version in enumerate(VERSIONS):
+            wanted = {number for at, number in self.present if at == which}
+            found = {
+                segment * SEGMENT_CHUNKS + place
+                for segment in range(-(-version.chunk_count // SEGMENT_CHUNKS))
+                for place in range(SEGMENT_CHUNKS)
+                if self.index.present(version.object_id, segment) >> place & 1
+            }
+            assert found == wanted
+            assert self.index.present_chunks(version.object_id) == len(wanted)
+            for number in list(wanted)[:3]:
+                kept = self.index.kept(version.object_id, number)
+                assert kept is not None
+                assert (kept.generation, kept.sums) == (self.present[which, number], sums(number))
+
+    @invariant()
+    def what_is_spoken_for_is_the_sum(self) -> None:
+        """Chunks, graves, claims, and the file of the index itself."""
+        own = (self.path / "data.mdb").stat().st_blocks * 512
+        assert self.index.used() == self.total() + sum(self.graves.values()) + sum(self.claimed.values()) + own
+
+    @invariant()
+    def what_is_unfinished_is_remembered(self) -> None:
+        """Graves and claims of the dead are found by the next daemon."""
+        graves, claims = self.index.unfinished({1, 2})
+        assert set(graves) == set(self.graves)
+        assert set(claims) == set(self.claimed)
+
+
+TestIndexMachine = IndexMachine.TestCase
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where an index is to be."""
+    return tmp_path / "index"
+
+
+def kept_index(path: Path) -> Index:
+    """An index with three objects of one chunk each, used in the order of their names."""
+    index = Index(path)
+    for version in (ObjectVersion("p", name, '"e"', MIB) for name in "abc"):
+        generation = index.generation(version)
+        assert index.claim(1, [], MIB, UNBOUND)
+        assert index.settle(1, [Written(version, generation, 0, sums(0))]) == 1
+    return index
+
+
+def test_least_recently_used_goes_first(path: Path) -> None:
+    """A touch moves an object to the end of the queue."""
+    index = kept_index(path)
+    ids = {ObjectVersion("p", name, '"e"', MIB).object_id: name for name in "abc"}
+    index.touch({(next(i for i, name in ids.items() if name == "a"), 0)})
+    order = [ids[run.object_id] for _ in range(3) for run in index.bury(1)]
+    index.close()
+    assert order == ["b", "c", "a"]
+
+
+def test_a_claim_beyond_the_bound_is_refused(path: Path) -> None:
+    """Space is spoken for before it is written, or not at all."""
+    index = kept_index(path)
+    used = index.used()
+    assert not index.claim(1, [], 1, used)
+    assert index.used() == used
+    assert index.claim(1, [], CHUNK_SIZE, used + CHUNK_SIZE)
+    index.close()
+
+
+def test_a_record_with_any_byte_flipped_is_absent(path: Path) -> None:
+    """The seal covers key and value: no flipped bit makes a chunk present, or its checksums others."""
+    index = kept_index(path)
+    version = ObjectVersion("p", "a", '"e"', MIB)
+    with index._env.begin(db=index._segments) as txn:
+        key, value = next((bytes(k), bytes(v)) for k, v in txn.cursor() if k.startswith(version.object_id))
+    for place in (*range(40), *range(40, len(value), 257), len(value) - 1):
+        broken = bytearray(value)
+        broken[place] ^= 0x10
+        with index._env.begin(write=True, db=index._segments) as txn:
+            txn.put(key, bytes(broken))
+        assert index.kept(version.object_id, 0) is None
+        assert index.present(version.object_id, 0) == 0
+    index.close()
+
+
+def test_a_record_under_another_key_is_absent(path: Path) -> None:
+    """A sound record that was swapped with another's does not speak for it."""
+    index = kept_index(path)
+    with index._env.begin(write=True, db=index._segments) as txn:
+        records = [(bytes(key), bytes(value)) for key, value in txn.cursor()]
+        for (key, _), (_, value) in zip(records, records[1:] + records[:1], strict=True):
+            txn.put(key, value)
+    assert [index.kept(key[:16], 0) for key, _ in records] == [None] * 3
+    index.close()
+
+
+@pytest.mark.parametrize("raw", [b"", b"noise" * 4000, bytes(8192)])
+def test_a_file_that_is_no_index_is_refused(path: Path, raw: bytes) -> None:
+    """Noise, zeros: an error by name, and no crash. An empty file is as good as none."""
+    path.mkdir()
+    (path / "data.mdb").write_bytes(raw)
+    if raw:
+        with pytest.raises(CacheUnavailable):
+            Index(path)
+    else:
+        Index(path).close()
+
+
+def test_an_index_of_another_format_is_refused(path: Path) -> None:
+    """One that a newer lazyfs wrote is not guessed at."""
+    kept_index(path).close()
+    with lmdb.open(str(path), max_dbs=8) as env, env.begin(write=True, db=env.open_db(b"meta")) as txn:
+        txn.put(b"format", b"lazyfs-index-99")
+    with pytest.raises(CacheUnavailable, match="lazyfs-index-99"):
+        Index(path)
