@@ -135,18 +135,14 @@ class Index:
 
     def generation(self, version: ObjectVersion) -> int:
         """The generation of the version's object file, a new random one if the index does not know the object yet."""
+        fresh = OBJECT.pack(int.from_bytes(os.urandom(4), "little"), version.size, 0)
         with _translating(), self._env.begin(db=self._objects) as txn:
             value = txn.get(version.object_id)
-            if value is not None:
-                return int(OBJECT.unpack_from(value)[0])
-        with _translating(), self._env.begin(write=True) as txn:
-            value = txn.get(version.object_id, db=self._objects)
-            if value is not None:
-                return int(OBJECT.unpack_from(value)[0])
-            generation = int.from_bytes(os.urandom(4), "little")
-            record = OBJECT.pack(generation, version.size, 0) + version.key.encode("utf-8", "surrogatepass")
-            txn.put(version.object_id, record, db=self._objects)
-            return generation
+        if value is None:
+            with _translating(), self._env.begin(write=True, db=self._objects) as txn:
+                txn.put(version.object_id, fresh + version.key.encode("utf-8", "surrogatepass"), overwrite=False)
+                value = txn.get(version.object_id)
+        return int(OBJECT.unpack_from(value or fresh)[0])
 
     def claim(self, daemon: int, runs: list[Run], size: int, bound: int) -> bool:
         """Speak for `size` bytes before they are written, if the whole then stays within `bound` bytes.

@@ -210,13 +210,16 @@ class Operations(pyfuse3.Operations):
     @_guarded
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """A handle for reading. ESTALE for a version that its name no longer stands for: the kernel then looks the name
-        up again, once, and opens what it finds."""
+        up again, once, and opens what it finds. A read that found another version is believed before the listing that
+        the kernel still trusts."""
         node = self._tree.node(inode)
         if isinstance(node, Directory):
             raise errors.IsADirectory(node.name)
         # O_TRUNC comes alone too, and the kernel would then believe that the file is empty now.
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             raise FUSEError(errno.EROFS)
+        if node.parent.doubted:
+            await self._tree.refresh(node.parent)
         if not node.current:
             raise errors.StaleHandle(f"{node.version.key!r} is another version by now")
         return FileInfo(fh=pyfuse3.FileHandleT(self._files.open(node)), keep_cache=True, direct_io=False)
