@@ -16,7 +16,7 @@ from lazyfs.cache.audit import verify
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles
-from lazyfs.cache.records import Kept, Run, Written, disk_size
+from lazyfs.cache.records import WHOLE_FILE, Kept, Run, Written, disk_size
 from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, ObjectVersion
@@ -139,6 +139,10 @@ class Disk:
                 return 0
             half = len(chunks) // 2
             return self.keep(chunks[:half]) + self.keep(chunks[half:])
+        if self._strays(runs):
+            # Making room took the very object that is written: its file is gone, and a new one has another name.
+            self._index.settle(self._directory.daemon, [])
+            return self.keep(chunks)
         written: list[Written] = []
         finished = 0
         try:
@@ -150,7 +154,16 @@ class Disk:
             self._clear([run for run, _ in runs[finished:]])
             self._index.settle(self._directory.daemon, written)
             raise CacheUnavailable(f"cannot write to the cache: {error}") from error
+        self._clear(self._strays(runs))  # another daemon made room meanwhile
         return self._index.settle(self._directory.daemon, written)
+
+    def _strays(self, runs: list[tuple[Run, list[Verified]]]) -> list[Run]:
+        """The files, as runs, that the index no longer knows by their generation: what is in them belongs to nobody."""
+        return [
+            Run(run.object_id, run.generation, 0, WHOLE_FILE)
+            for run, members in runs
+            if self._index.generation(members[0].version) != run.generation
+        ]
 
     def touch(self, segments: set[tuple[bytes, int]]) -> None:
         """These (object_id, segment) were read. Blocks."""

@@ -219,7 +219,7 @@ class Operations(pyfuse3.Operations):
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             raise FUSEError(errno.EROFS)
         if node.parent.doubted:
-            await self._tree.refresh(node.parent)
+            await self._tree.refresh(node.parent)  # the kernel may believe the name for long; S3 has said otherwise
         if not node.current:
             raise errors.StaleHandle(f"{node.version.key!r} is another version by now")
         return FileInfo(fh=pyfuse3.FileHandleT(self._files.open(node)), keep_cache=True, direct_io=False)

@@ -1,0 +1,213 @@
+"""P1, by a state machine: readers of every kind, while objects change and the cache and the daemon come and go.
+
+The model is the bytes of each version. What a handle reads are bytes of the version that was opened, or ESTALE once
+the name stands for another; after a kill, an error of the mount that is gone. Nothing else is ever right.
+"""
+
+import errno
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.mounts.contents import MIB, pages
+from tests.mounts.mounting import Mount, Mounter
+from tests.mounts.reader import ADVICE, Reader
+from tests.servers.fast import FastS3Server
+
+FULL = os.environ.get("LAZYFS_TEST_FULL") == "1"
+NAMES = ("small", "odd", "large")
+SIZES = {"small": (1, 4097), "odd": (MIB - 1, 2 * MIB + 5), "large": (9 * MIB, 12 * MIB + 1)}
+EXPECT = [
+    "read failed with ESTALE",
+    "open failed with ESTALE",
+    "is another version by now",
+]
+
+
+@dataclass
+class Handle:
+    """An open descriptor in the reader: which bytes it must give, and whether it is of the mount that runs."""
+
+    fd: int
+    key: str
+    version: int
+    mount: int
+    mapped: bool = False
+
+
+class World:
+    """The server, the reader and the mount, which all examples share; each example has a directory of its own."""
+
+    def __init__(self, work: Path) -> None:
+        self.server = FastS3Server().start()
+        self.server.add_bucket("models")
+        self.server.put("models", "always", b"here")
+        self.mounter = Mounter(work)
+        self.reader = Reader()
+        self.generation = 0
+        self.example = 0
+        self.version = 0
+        self.mount = self.start()
+
+    def start(self) -> Mount:
+        """Mount; a cache smaller than the objects, and a listing that is never trusted."""
+        self.generation += 1
+        options = ("--metadata-ttl=0s", "--negative-metadata-ttl=0s", "--max-cache-size=12MiB", "--memory-budget=32MiB")
+        return self.mounter.mount(self.server, "s3://models", *options, expect=EXPECT)
+
+    def close(self) -> None:
+        """End everything; AssertionError for what the logs should not hold."""
+        self.reader.close()
+        try:
+            self.mounter.end()
+        finally:
+            self.server.stop()
+
+
+def machine_in(world: World) -> type[RuleBasedStateMachine]:
+    """The machine's class, with the world that its examples share."""
+
+    class Machine(RuleBasedStateMachine):
+        handles = Bundle("handles")
+
+        @initialize()
+        def begin(self) -> None:
+            world.example += 1
+            self.directory = f"e{world.example}"
+            self.current: dict[str, int | None] = {}
+            self.data: dict[int, bytes] = {}
+            for name in NAMES:
+                self.put(name, SIZES[name][0])
+
+        def put(self, name: str, size: int) -> None:
+            world.version += 1
+            self.data[world.version] = pages(world.version, size)
+            self.current[name] = world.version
+            world.server.put("models", f"{self.directory}/{name}", self.data[world.version])
+
+        @rule(name=st.sampled_from(NAMES), which=st.integers(0, 1))
+        def overwrite(self, name: str, which: int) -> None:
+            self.put(name, SIZES[name][which])
+
+        @rule(name=st.sampled_from(NAMES))
+        def delete(self, name: str) -> None:
+            self.current[name] = None
+            world.server.delete("models", f"{self.directory}/{name}")
+
+        @rule(target=handles, name=st.sampled_from(NAMES))
+        def open(self, name: str) -> object:
+            path = str(world.mount.path / self.directory / name)
+            version = self.current[name]
+            if version is None:
+                with pytest.raises(FileNotFoundError):
+                    world.reader.call("open_file", path)
+                return multiple()
+            fd = world.reader.call("open_file", path)
+            return Handle(fd, name, version, world.generation)
+
+        @rule(target=handles, handle=handles)
+        def duplicate(self, handle: Handle) -> Handle:
+            return Handle(world.reader.call("duplicate", handle.fd), handle.key, handle.version, handle.mount)
+
+        @rule(handle=handles, advice=st.sampled_from(sorted(ADVICE)))
+        def map_it(self, handle: Handle, advice: str) -> None:
+            """Only of a version that is current: a fault that gets an error is SIGBUS, which ends the reader."""
+            assume(not handle.mapped and handle.mount == world.generation)
+            assume(self.current[handle.key] == handle.version)
+            world.reader.call("map_file", handle.fd, advice)
+            handle.mapped = True
+
+        @rule(handle=handles, place=st.floats(0, 1), size=st.sampled_from([1, 4096, 70_000, 3 * MIB]))
+        def peek(self, handle: Handle, place: float, size: int) -> None:
+            assume(handle.mapped and handle.mount == world.generation and self.current[handle.key] == handle.version)
+            data = self.data[handle.version]
+            offset = int(place * len(data))
+            assert world.reader.call("peek", handle.fd, size, offset) == data[offset : offset + size]
+
+        @rule(
+            handle=handles,
+            how=st.sampled_from(["pread", "readv", "sendfile", "forked"]),
+            place=st.floats(0, 1.1),
+            size=st.sampled_from([1, 511, 4096, 70_000, MIB, 5 * MIB]),
+        )
+        def read(self, handle: Handle, how: str, place: float, size: int) -> None:
+            data = self.data[handle.version]
+            offset = int(place * len(data))
+            expected = data[offset : offset + size]
+            arguments = (handle.fd, [size // 2, size - size // 2] if how == "readv" else size, offset)
+            try:
+                found = world.reader.call(how, *arguments)
+            except OSError as error:
+                self.may_fail(handle, error.errno)
+                return
+            found = b"".join(found) if how == "readv" else found
+            if found != expected and handle.mount == world.generation and self.current[handle.key] != handle.version:
+                assert len(found) < len(expected), "bytes of the wrong version"
+                assert found == expected[: len(found)], "short, as POSIX allows after some bytes, and then an error"
+            else:
+                assert found == expected
+
+        def may_fail(self, handle: Handle, number: int | None) -> None:
+            if handle.mount != world.generation:
+                assert number in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV)
+            else:
+                assert number == errno.ESTALE
+                assert self.current[handle.key] != handle.version, "the version that was opened is still there"
+
+        @rule(handle=consumes(handles))
+        def close(self, handle: Handle) -> None:
+            if handle.mapped:
+                world.reader.call("unmap", handle.fd)
+            try:
+                world.reader.call("close_file", handle.fd)
+            except OSError:
+                assert handle.mount != world.generation, "the descriptor is gone, and its last word is of a dead mount"
+
+        @rule(kill=st.booleans())
+        def restart(self, kill: bool) -> None:
+            """Unmount, lazily since handles are open, or SIGKILL; then mount again. Handles of before are dead."""
+            if kill:
+                world.mount.kill()
+            else:
+                assert world.mount.signal(15) == 0
+            world.mount = world.start()
+
+        def teardown(self) -> None:
+            world.reader.close()
+            world.reader = Reader()
+
+    return Machine
+
+
+@pytest.mark.timeout(1500 if FULL else 240)
+def test_every_read_is_of_the_version_that_was_opened() -> None:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-machine-") as work:
+        world = World(Path(work))
+        try:
+            run_state_machine_as_test(  # type: ignore[no-untyped-call]
+                machine_in(world),
+                settings=settings(
+                    max_examples=300 if FULL else 25,
+                    stateful_step_count=40,
+                    deadline=None,
+                    derandomize=not FULL,
+                    database=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+        finally:
+            world.close()

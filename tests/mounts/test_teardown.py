@@ -1,0 +1,104 @@
+"""P7, P12: a mount ends in time whatever is open, mapped or on its way, and every reader can be killed."""
+
+import ast
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mounts.contents import MIB, pages
+from tests.mounts.mounting import ROOT, Mounter, is_mounted, run, wait_until
+from tests.mounts.reader import Reader, ReaderDied
+from tests.servers.fast import FastS3Server
+
+GRACE = 15.0
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process is dead, be it a zombie."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "unmount --lazy"])
+def test_with_files_open_and_mapped(s3: FastS3Server, mounter: Mounter, how: str) -> None:
+    s3.put("models", "weights", pages(1, 12 * MIB))
+    mount = mounter.mount(s3, "s3://models")
+    path = str(mount.path / "weights")
+    with Reader() as one, Reader() as two:
+        fd = one.call("open_file", path)
+        one.call("pread", fd, 4096, 0)
+        mapped = two.call("open_file", path)
+        two.call("map_file", mapped)
+        two.call("peek", mapped, 4096, 0)
+        two.call("close_file", mapped)
+        started = time.monotonic()
+        if how.startswith("SIG"):
+            assert mount.signal(signal.Signals[how]) == 0
+            assert time.monotonic() - started < GRACE
+            with pytest.raises(OSError, match=r"[Nn]ot connected|abort"):
+                one.call("pread", fd, 4096, 8 * MIB)
+            with pytest.raises(ReaderDied, match="SIGBUS"):
+                two.call("peek", mapped, 4096, 8 * MIB)
+        else:
+            assert run(["unmount", "--lazy", mount.path], {"PATH": "/usr/bin:/bin"}).returncode == 0
+            assert not is_mounted(mount.path)
+            assert two.call("peek", mapped, 4096, 8 * MIB) == pages(1, 12 * MIB)[8 * MIB : 8 * MIB + 4096]
+            two.call("unmap", mapped)
+            one.call("close_file", fd)
+            assert mount.process.wait(GRACE) == 0, "it ends when the last of them is closed"
+    assert not is_mounted(mount.path)
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["read", "mapped"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_with_a_get_on_its_way(s3: FastS3Server, mounter: Mounter, mapped: bool, number: signal.Signals) -> None:
+    """The GET is held at the server until all is over: nobody waits for it, and the reader gets an error."""
+    s3.put("models", "weights", pages(1, 12 * MIB))
+    mount = mounter.mount(s3, "s3://models")
+    mount.killed = number == signal.SIGKILL
+    with Reader() as reader, s3.hold() as gate:
+        fd = reader.call("open_file", str(mount.path / "weights"))
+        if mapped:
+            reader.call("map_file", fd, "random")
+        reader.begin("peek" if mapped else "pread", fd, 4096, 5 * MIB)
+        gate.wait_for(1)
+        started = time.monotonic()
+        mount.signal(number)
+        assert time.monotonic() - started < GRACE
+        with pytest.raises(ReaderDied if mapped else OSError):
+            reader.result(timeout=GRACE)
+        reader.close()
+        assert is_gone(reader.pid)
+
+
+def test_a_reader_in_a_held_read_can_be_killed(s3: FastS3Server, mounter: Mounter) -> None:
+    """And the mount goes on for others."""
+    data = pages(1, 12 * MIB)
+    s3.put("models", "weights", data)
+    mount = mounter.mount(s3, "s3://models")
+    with Reader() as other, s3.hold() as gate:
+        for function in ("digest", "mapped_digest"):
+            with Reader() as victim:
+                more = ["random"] if function == "mapped_digest" else []
+                victim.begin(function, str(mount.path / "weights"), *more)
+                gate.wait_for(1)
+                victim.close()
+                wait_until(lambda victim=victim: is_gone(victim.pid), "the reader is gone")
+        gate.release()
+        fd = other.call("open_file", str(mount.path / "weights"))
+        assert other.call("pread", fd, len(data), 0) == data
+
+
+def test_nothing_notifies_the_kernel() -> None:
+    """P12: none of pyfuse3's functions that invalidate or notify is named anywhere in lazyfs."""
+    found = []
+    for path in sorted((ROOT / "lazyfs").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+            if name.startswith(("invalidate", "notify_store")):
+                found.append(f"{path.name}:{getattr(node, 'lineno', 0)}: {name}")
+    assert found == []
