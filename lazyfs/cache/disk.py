@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lazyfs.cache.audit import verify
+from lazyfs.cache.audit import cut_short, verify
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles
@@ -233,8 +233,8 @@ class Disk:
 
 
 def _open_index(directory: CacheDirectory) -> Index:
-    if directory.lost_power() and not verify(directory.index):
-        raise CacheUnavailable("the machine stopped before the index was written, and it does not verify")
+    if (directory.lost_power() or cut_short(directory.index)) and not verify(directory.index):
+        raise CacheUnavailable("it was not written to its end, as when the machine stops, and it does not verify")
     return Index(directory.index)
 
 

@@ -7,6 +7,7 @@ the store cannot be asked. An error is never an empty listing; only the store's 
 import hashlib
 import json
 import logging
+import math
 import time
 import zlib
 from collections.abc import Awaitable, Callable
@@ -96,6 +97,8 @@ def unpack(packed: bytes | None) -> Listing | None:
     try:
         prefix, listed_at, prefixes, objects = json.loads(zlib.decompress(packed))
         infos = tuple(ObjectInfo(str(k), str(e), int(s), int(m), str(c)) for k, e, s, m, c in objects)
-        return Listing(str(prefix), infos, tuple(map(str, prefixes)), float(listed_at))
-    except (zlib.error, ValueError, TypeError):
+        found = Listing(str(prefix), infos, tuple(map(str, prefixes)), float(listed_at))
+    except (zlib.error, ValueError, TypeError, OverflowError, RecursionError):
         return None
+    # A time that is no number would never be too old.
+    return found if math.isfinite(found.listed_at) else None

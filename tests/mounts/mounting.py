@@ -44,13 +44,15 @@ class MountFailed(Exception):
     """A mount that should have become ready did not; the text is what it logged."""
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout: float = 20.0) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 20.0) -> T:
     """What `condition` gives as soon as that is true; AssertionError naming `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    while not (found := condition()):
+    while True:
+        found = condition()
+        if found:
+            return found
         assert time.monotonic() < deadline, f"after {timeout:.0f} s still not: {what}"
         time.sleep(0.01)
-    return found
 
 
 def mountinfo(path: Path) -> list[str]:
@@ -157,8 +159,8 @@ class Mount:
         ended = os.pidfd_open(self.process.pid)
         try:
             while True:
-                readable, _, _ = select.select([channel, ended], [], [], max(0.0, deadline - time.monotonic()))
-                if channel in readable and b"READY=1" in channel.recv(4096):
+                readable, _, _ = select.select([channel.fileno(), ended], [], [], max(0.0, deadline - time.monotonic()))
+                if channel.fileno() in readable and b"READY=1" in channel.recv(4096):
                     return
                 if ended in readable or not readable:
                     self.close()

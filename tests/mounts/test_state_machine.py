@@ -198,10 +198,10 @@ def test_every_read_is_of_the_version_that_was_opened() -> None:
     with tempfile.TemporaryDirectory(prefix="lazyfs-machine-") as work:
         world = World(Path(work))
         try:
-            run_state_machine_as_test(  # type: ignore[no-untyped-call]
+            run_state_machine_as_test(
                 machine_in(world),
                 settings=settings(
-                    max_examples=300 if FULL else 25,
+                    max_examples=300 if FULL else 18,
                     stateful_step_count=40,
                     deadline=None,
                     derandomize=not FULL,

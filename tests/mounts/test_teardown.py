@@ -1,6 +1,7 @@
 """P7, P12: a mount ends in time whatever is open, mapped or on its way, and every reader can be killed."""
 
 import ast
+import functools
 import signal
 import time
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_a_reader_in_a_held_read_can_be_killed(s3: FastS3Server, mounter: Mounte
                 victim.begin(function, str(mount.path / "weights"), *more)
                 gate.wait_for(1)
                 victim.close()
-                wait_until(lambda victim=victim: is_gone(victim.pid), "the reader is gone")
+                wait_until(functools.partial(is_gone, victim.pid), "the reader is gone")
         gate.release()
         fd = other.call("open_file", str(mount.path / "weights"))
         assert other.call("pread", fd, len(data), 0) == data

@@ -8,7 +8,7 @@ import pytest
 
 from lazyfs.cache.directory import MARK, CacheDirectory
 from lazyfs.cache.disk import Disk
-from lazyfs.cache.records import Run
+from lazyfs.cache.records import Run, Written
 from lazyfs.errors import CacheUnavailable, SetupError
 from lazyfs.objects import CHUNK_SIZE, MIB
 from tests.rooms.building import CacheMaker, allocated, chunk_on, keep, object_files, pattern, verified, version_of
@@ -160,7 +160,7 @@ def test_segments_of_an_incomplete_object_go_one_by_one(caches: CacheMaker) -> N
     assert chunk_on(disk, version, 128) == data
 
 
-def test_bytes_in_an_unlinked_file_never_count(caches: CacheMaker) -> None:
+def test_bytes_in_an_unlinked_file_never_count(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that goes on while its object is evicted settles nothing: the generation is another by then."""
     data = pattern(2 * MIB)
     version = version_of("k", data)
@@ -168,11 +168,11 @@ def test_bytes_in_an_unlinked_file_never_count(caches: CacheMaker) -> None:
     keep(disk, version, data, [0])
     settle = disk._index.settle
 
-    def evict_first(daemon: int, written: list[object]) -> int:
+    def evict_first(daemon: int, written: list[Written]) -> int:
         disk._dig(disk._index.bury_object(version.object_id))
-        return settle(daemon, written)  # type: ignore[arg-type]
+        return settle(daemon, written)
 
-    disk._index.settle = evict_first  # type: ignore[assignment,method-assign]
+    monkeypatch.setattr(disk._index, "settle", evict_first)
     assert keep(disk, version, data, [1]) == 0
     assert chunk_on(disk, version, 1) is None
 
@@ -182,7 +182,9 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("step", ["after the claim", "after the write", "after the burial"])
-def test_a_kill_between_two_steps_leaves_nothing(caches: CacheMaker, place: Path, step: str) -> None:
+def test_a_kill_between_two_steps_leaves_nothing(
+    caches: CacheMaker, place: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The next daemon finds good bytes, no byte spoken for in vain, and no file that the index does not know."""
     old, new = pattern(4 * MIB, 1), pattern(4 * MIB, 2)
     disk = caches.open(max_size=7 * MIB)
@@ -192,11 +194,11 @@ def test_a_kill_between_two_steps_leaves_nothing(caches: CacheMaker, place: Path
         raise Killed
 
     if step == "after the claim":
-        disk._files.write = die  # type: ignore[method-assign]
+        monkeypatch.setattr(disk._files, "write", die)
     elif step == "after the write":
-        disk._index.settle = die  # type: ignore[assignment,method-assign]
+        monkeypatch.setattr(disk._index, "settle", die)
     else:
-        disk._files.clear = die  # type: ignore[method-assign]
+        monkeypatch.setattr(disk._files, "clear", die)
     with pytest.raises(Killed):
         keep(disk, version_of("new", new), new, range(4))
     caches.kill(disk)
@@ -211,7 +213,7 @@ def test_a_kill_between_two_steps_leaves_nothing(caches: CacheMaker, place: Path
     assert keep(disk, version_of("new", new), new, range(4)) + disk.cached_bytes(version_of("new", new)) >= 4
 
 
-def test_a_write_that_fails_is_cleared(caches: CacheMaker) -> None:
+def test_a_write_that_fails_is_cleared(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full or failing disk is an error by name; what was claimed is given back."""
     data = pattern(2 * MIB)
     disk = caches.open()
@@ -220,11 +222,11 @@ def test_a_write_that_fails_is_cleared(caches: CacheMaker) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    write, disk._files.write = disk._files.write, fail  # type: ignore[method-assign]
+    monkeypatch.setattr(disk._files, "write", fail)
     with pytest.raises(CacheUnavailable, match="No space left"):
         keep(disk, version_of("k", data), data, range(2))
     assert disk.used() - used < 64 * 1024
-    disk._files.write = write  # type: ignore[method-assign]
+    monkeypatch.undo()
     assert keep(disk, version_of("k", data), data, range(2)) == 2
 
 
