@@ -55,6 +55,11 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 20
         time.sleep(0.01)
 
 
+def outlive_moment() -> None:
+    """Let a TTL of 0 pass: a listing is good for the millisecond in which it came, in the kernel for two ticks of it."""
+    time.sleep(0.02)
+
+
 def mountinfo(path: Path) -> list[str]:
     """The fields of the topmost mount at `path` in /proc/self/mountinfo; empty if there is none."""
     found: list[str] = []

@@ -19,18 +19,27 @@ from hypothesis.stateful import (
     consumes,
     initialize,
     multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
 
 from tests.mounts.contents import MIB, pages
-from tests.mounts.mounting import Mount, Mounter
+from tests.mounts.mounting import Mount, Mounter, outlive_moment
 from tests.mounts.reader import ADVICE, Reader
 from tests.servers.fast import FastS3Server
 
 FULL = os.environ.get("LAZYFS_TEST_FULL") == "1"
 NAMES = ("small", "odd", "large")
 SIZES = {"small": (1, 4097), "odd": (MIB - 1, 2 * MIB + 5), "large": (9 * MIB, 12 * MIB + 1)}
+READS = st.tuples(
+    st.sampled_from(["pread", "readv", "sendfile", "forked"]),
+    st.floats(0, 1.1),
+    st.sampled_from([1, 511, 4096, 70_000, MIB, 5 * MIB]),
+)
+"""How, where in the file (1 is its end), and how many bytes."""
+RESTART_AFTER = 25
+"""Reads between two restarts, which cost as much as hundreds of them."""
 EXPECT = [
     "read failed with ESTALE",
     "open failed with ESTALE",
@@ -84,20 +93,24 @@ def machine_in(world: World) -> type[RuleBasedStateMachine]:
     class Machine(RuleBasedStateMachine):
         handles = Bundle("handles")
 
-        @initialize()
-        def begin(self) -> None:
+        @initialize(target=handles)
+        def begin(self) -> object:
+            """Objects of all sizes, each with a handle."""
             world.example += 1
+            self.quiet = 0
             self.directory = f"e{world.example}"
             self.current: dict[str, int | None] = {}
             self.data: dict[int, bytes] = {}
             for name in NAMES:
                 self.put(name, SIZES[name][0])
+            return multiple(*(self.open_now(name) for name in NAMES))
 
         def put(self, name: str, size: int) -> None:
             world.version += 1
             self.data[world.version] = pages(world.version, size)
             self.current[name] = world.version
             world.server.put("models", f"{self.directory}/{name}", self.data[world.version])
+            outlive_moment()
 
         @rule(name=st.sampled_from(NAMES), which=st.integers(0, 1))
         def overwrite(self, name: str, which: int) -> None:
@@ -107,17 +120,19 @@ def machine_in(world: World) -> type[RuleBasedStateMachine]:
         def delete(self, name: str) -> None:
             self.current[name] = None
             world.server.delete("models", f"{self.directory}/{name}")
+            outlive_moment()
 
         @rule(target=handles, name=st.sampled_from(NAMES))
         def open(self, name: str) -> object:
-            path = str(world.mount.path / self.directory / name)
-            version = self.current[name]
-            if version is None:
+            if self.current[name] is None:
                 with pytest.raises(FileNotFoundError):
-                    world.reader.call("open_file", path)
+                    self.open_now(name)
                 return multiple()
-            fd = world.reader.call("open_file", path)
-            return Handle(fd, name, version, world.generation)
+            return self.open_now(name)
+
+        def open_now(self, name: str) -> Handle:
+            fd = world.reader.call("open_file", str(world.mount.path / self.directory / name))
+            return Handle(fd, name, self.current[name] or 0, world.generation)
 
         @rule(target=handles, handle=handles)
         def duplicate(self, handle: Handle) -> Handle:
@@ -133,21 +148,20 @@ def machine_in(world: World) -> type[RuleBasedStateMachine]:
 
         @rule(handle=handles, place=st.floats(0, 1), size=st.sampled_from([1, 4096, 70_000, 3 * MIB]))
         def peek(self, handle: Handle, place: float, size: int) -> None:
+            self.quiet += 1
             assume(handle.mapped and handle.mount == world.generation and self.current[handle.key] == handle.version)
             data = self.data[handle.version]
             offset = int(place * len(data))
             assert world.reader.call("peek", handle.fd, size, offset) == data[offset : offset + size]
 
-        @rule(
-            handle=handles,
-            how=st.sampled_from(["pread", "readv", "sendfile", "forked"]),
-            place=st.floats(0, 1.1),
-            size=st.sampled_from([1, 511, 4096, 70_000, MIB, 5 * MIB]),
-        )
-        def read(self, handle: Handle, how: str, place: float, size: int) -> None:
-            data = self.data[handle.version]
-            offset = int(place * len(data))
-            expected = data[offset : offset + size]
+        @rule(handle=handles, reads=st.lists(READS, min_size=1, max_size=8))
+        def read(self, handle: Handle, reads: list[tuple[str, float, int]]) -> None:
+            for how, place, size in reads:
+                self.quiet += 1
+                self.read_once(handle, how, int(place * len(self.data[handle.version])), size)
+
+        def read_once(self, handle: Handle, how: str, offset: int, size: int) -> None:
+            expected = self.data[handle.version][offset : offset + size]
             arguments = (handle.fd, [size // 2, size - size // 2] if how == "readv" else size, offset)
             try:
                 found = world.reader.call(how, *arguments)
@@ -177,6 +191,7 @@ def machine_in(world: World) -> type[RuleBasedStateMachine]:
             except OSError:
                 assert handle.mount != world.generation, "the descriptor is gone, and its last word is of a dead mount"
 
+        @precondition(lambda self: self.quiet >= RESTART_AFTER)
         @rule(kill=st.booleans())
         def restart(self, kill: bool) -> None:
             """Unmount, lazily since handles are open, or SIGKILL; then mount again. Handles of before are dead."""
@@ -185,6 +200,7 @@ def machine_in(world: World) -> type[RuleBasedStateMachine]:
             else:
                 assert world.mount.signal(15) == 0
             world.mount = world.start()
+            self.quiet = 0
 
         def teardown(self) -> None:
             world.reader.close()
@@ -201,7 +217,7 @@ def test_every_read_is_of_the_version_that_was_opened() -> None:
             run_state_machine_as_test(
                 machine_in(world),
                 settings=settings(
-                    max_examples=300 if FULL else 18,
+                    max_examples=300 if FULL else 40,
                     stateful_step_count=40,
                     deadline=None,
                     derandomize=not FULL,

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.mounts.contents import MIB, pages, versions_in
-from tests.mounts.mounting import Mounter, wait_until
+from tests.mounts.mounting import Mounter, outlive_moment, wait_until
 from tests.mounts.reader import Reader, ReaderDied
 from tests.servers.fast import FastS3Server
 
@@ -26,6 +26,7 @@ def test_an_open_handle_keeps_its_version(s3: FastS3Server, mounter: Mounter, re
     assert reader.call("pread", fd, 100_000, 0) == old[:100_000]
     mount.settle()
     s3.put("models", "weights", new)
+    outlive_moment()
     assert reader.call("pread", fd, 50_000, 0) == old[:50_000]
     with pytest.raises(OSError, match="Stale") as raised:
         reader.call("pread", fd, 4096, SIZE - 4096)
@@ -76,6 +77,7 @@ def test_deleted_while_open(s3: FastS3Server, mounter: Mounter, reader: Reader) 
     assert reader.call("pread", fd, 4096, 0) == old[:4096]
     mount.settle()
     s3.delete("models", "weights")
+    outlive_moment()
     with pytest.raises(FileNotFoundError):
         reader.call("open_file", path)
     assert reader.call("pread", fd, 4096, 0) == old[:4096]

@@ -70,7 +70,7 @@ def answer(disk: Disk, words: list[str]) -> object:
     numbers = [int(word) for word in words[4:]]
     if words[0] == "keep":
         return keep(disk, version, data, numbers)
-    return [n for n in numbers if chunk_on(disk, version, n) == verified(version, data, n).view]
+    return [n for n in numbers if chunk_on(disk, version, n) == bytes(verified(version, data, n).view)]
 
 
 def main() -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.cache.directory import MARK, CacheDirectory
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.records import Run, Written
-from lazyfs.errors import CacheUnavailable, SetupError
+from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import CHUNK_SIZE, MIB
 from tests.rooms.building import CacheMaker, allocated, chunk_on, keep, object_files, pattern, verified, version_of
 
@@ -279,47 +278,6 @@ def test_only_ours_can_read_it(caches: CacheMaker, place: Path) -> None:
     for path in [place, *place.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
         assert "secret-name" not in str(path)
-
-
-def refused(path: Path) -> str:
-    """Why the directory cannot be a cache."""
-    with pytest.raises(SetupError) as error:
-        CacheDirectory(path, create=False)
-    return str(error.value)
-
-
-def test_a_directory_that_is_not_fit_is_refused(tmp_path: Path) -> None:
-    """Each with one sentence that says what to do."""
-    missing = tmp_path / "missing"
-    assert f"mkdir -m 700 -p {missing}" in refused(missing)
-    file = tmp_path / "file"
-    file.write_text("")
-    assert "is not a directory" in refused(file)
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "thesis.tex").write_text("")
-    assert "not lazyfs's" in refused(foreign)
-    assert (foreign / "thesis.tex").exists()
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path)
-    assert "is not a directory" in refused(link)
-    newer = tmp_path / "newer"
-    newer.mkdir()
-    (newer / MARK).write_text('{"layout": 99}')
-    assert "does not know" in refused(newer)
-
-
-@pytest.mark.parametrize("name", ["index", "objects", "daemons"])
-def test_a_planted_link_is_refused(tmp_path: Path, name: str) -> None:
-    """Nothing is written through a link that somebody else put there."""
-    place, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
-    place.mkdir()
-    elsewhere.mkdir()
-    CacheDirectory(place, create=False).close()
-    (place / name).rename(tmp_path / "old") if name != "daemons" else (place / name).rmdir()
-    (place / name).symlink_to(elsewhere)
-    assert "is not a directory of yours" in refused(place)
-    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_run_stands_for_its_chunks(caches: CacheMaker, place: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
+from lazyfs.cache.records import Run
 from lazyfs.objects import MIB, ObjectVersion
 from tests.rooms.building import (
     CacheMaker,
@@ -63,7 +64,7 @@ def test_what_is_written_into_an_evicted_file_takes_no_space(caches: CacheMaker,
         disk._dig(disk._index.bury_object(VERSION.object_id))
         write(*arguments)  # type: ignore[arg-type]
 
-    disk._files.write = evicted_first  # type: ignore[method-assign]
+    disk._files.write = evicted_first  # type: ignore[assignment,method-assign]
     assert keep(disk, VERSION, DATA, [2, 3]) == 0
     disk._files.write = write  # type: ignore[method-assign]
     assert present(disk) == []
@@ -120,7 +121,7 @@ def test_a_living_neighbour_keeps_its_claim(caches: CacheMaker, place: Path) -> 
     disk = caches.open()
     index = disk._index
     generation = index.generation(VERSION)
-    run = type(index.bury_object(VERSION.object_id)[0])(VERSION.object_id, generation, 0, 2)
+    run = Run(VERSION.object_id, generation, 0, 2)
     assert index.claim(directory.daemon, [run], 2 * MIB, 1 << 50)
     caches.close(disk)
     disk = caches.open()

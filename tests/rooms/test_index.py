@@ -5,6 +5,7 @@ from tempfile import TemporaryDirectory
 
 import lmdb
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -154,6 +155,7 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndexMachine = IndexMachine.TestCase
+TestIndexMachine.settings = settings(max_examples=40)  # each opens an LMDB file and asks for 400 records a step
 
 
 @pytest.fixture

@@ -62,7 +62,8 @@ class Reading:
         view = memoryview(self.buffer)
         middle = len(view) // 3
         try:
-            await store.read(version, self.start, [view[:middle], view[middle:]], self.counts.append, Claim(urgent=True))
+            claim = Claim(urgent=True)
+            await store.read(version, self.start, [view[:middle], view[middle:]], self.counts.append, claim)
         finally:
             arrived = self.counts[-1]
             assert self.counts == sorted(self.counts)
@@ -227,7 +228,7 @@ async def test_no_request_for_an_impossible_key(server: FastS3Server, store: S3S
     assert server.take_log() == []
 
 
-async def test_reads_at_once_are_bounded_and_right(server: FastS3Server, _aws: None) -> None:
+async def test_reads_at_once_are_bounded_and_right(server: FastS3Server) -> None:
     """No more than `max_connections` are on the wire, each in its own buffer."""
     store = S3Store("models", endpoint_url=server.url, max_connections=3)
     version = version_at(server)
@@ -243,7 +244,11 @@ async def test_reads_at_once_are_bounded_and_right(server: FastS3Server, _aws: N
 async def test_options_reach_the_request(server: FastS3Server) -> None:
     """Unsigned, requester pays, expected owner: what a bucket may demand is sent with every request."""
     store = S3Store(
-        "models", endpoint_url=server.url, no_sign_request=True, requester_pays=True, expected_bucket_owner="123456789012"
+        "models",
+        endpoint_url=server.url,
+        no_sign_request=True,
+        requester_pays=True,
+        expected_bucket_owner="123456789012",
     )
     await Reading().run(store, version_at(server))
     await store.list("")
@@ -266,11 +271,12 @@ async def test_without_credentials_it_says_what_to_do(
     assert server.take_log() == []
 
 
+@pytest.mark.usefixtures("_aws")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [({"profile": "nobody"}, "nobody"), ({"endpoint_url": "not a url"}, "not a url")],
 )
-def test_a_set_up_that_cannot_work(_aws: None, arguments: dict[str, str], said: str) -> None:
+def test_a_set_up_that_cannot_work(arguments: dict[str, str], said: str) -> None:
     """One sentence before anything is sent."""
     with pytest.raises(SetupError, match=said):
         S3Store("models", **arguments)  # type: ignore[arg-type]

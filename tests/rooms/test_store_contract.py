@@ -218,24 +218,26 @@ async def test_all_pages_of_a_listing(stand: Stand, request: pytest.FixtureReque
     assert await stand.store.total_size("pages/") == len(names)
 
 
-async def test_a_wrong_secret_is_denied(swift: SwiftServer, _aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_aws")
+async def test_a_wrong_secret_is_denied(swift: SwiftServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """And said at once: patience does not ask again."""
     client = swift.client()
-    client.create_bucket(Bucket=BUCKET)
-    etag = client.put_object(Bucket=BUCKET, Key="k", Body=b"data")["ETag"]
+    client.create_bucket(Bucket="secret")
+    etag = client.put_object(Bucket="secret", Key="k", Body=b"data")["ETag"]
     client.close()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not it")
-    store = PatientStore(S3Store(BUCKET, endpoint_url=swift.url), connections=1, retry_budget=60)
+    store = PatientStore(S3Store("secret", endpoint_url=swift.url), connections=1, retry_budget=60)
     with pytest.raises(AccessDenied):
         await store.list("")
     with pytest.raises(AccessDenied):
         await store.stat("k")
     with pytest.raises(AccessDenied):
-        await Stand(store, print, print, "").read(ObjectVersion("p", "k", etag, 4), 0, 4)
+        await Stand(store, MemoryStore().put, None, "").read(ObjectVersion("p", "k", etag, 4), 0, 4)
     assert store.statistics().retries == 0
 
 
-async def test_a_missing_bucket_is_not_found(swift: SwiftServer, _aws: None) -> None:
+@pytest.mark.usefixtures("_aws")
+async def test_a_missing_bucket_is_not_found(swift: SwiftServer) -> None:
     """Which a mount must be able to tell from an empty one."""
     with pytest.raises(NotFound):
         await S3Store("no-such-bucket", endpoint_url=swift.url).list("")

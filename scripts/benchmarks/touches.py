@@ -1,0 +1,103 @@
+"""Small reads: random touches of a cold mapped file (R8), and what a cached read costs at least (floor)."""
+
+import mmap
+import statistics
+import zlib
+from collections.abc import Iterator
+
+from scripts.benchmarks.daemon import Cpu
+from scripts.benchmarks.results import Line, at_most
+from scripts.benchmarks.rows import Row
+from scripts.benchmarks.stage import FILE, MIB, PLAIN, SHAPED, Stage, WrongBytes
+
+TOUCHES = 200
+
+
+class Touches(Row):
+    """4 KiB at random places of a cold mapped file: what each costs on the network, and how long it takes."""
+
+    name = "R8"
+
+    def run(self, stage: Stage) -> Iterator[Line]:
+        """With the advice that a careful program gives, and without any."""
+        for advice, words in (("MADV_RANDOM", "MADV_RANDOM"), ("MADV_NORMAL", "no advice")):
+            fetched, latency, slow = [], [], []
+            for turn in range(stage.repeat):
+                stage.prepare_file()
+                with stage.fresh(SHAPED) as mount:
+                    path = str(mount.path / FILE)
+                    found = stage.work("touch", path=path, count=TOUCHES, seed=turn, advice=advice)
+                    mount.settle()
+                    fetched.append(stage.fetched() / TOUCHES / MIB)
+                latency.append(statistics.median(found["seconds"]) * 1000)
+                slow.append(statistics.quantiles(found["seconds"], n=10)[-1] * 1000)
+                self._check(stage, found["pages"], found["sums"])
+            yield Line(
+                row=self.name,
+                workload=f"{TOUCHES} random 4 KiB touches, cold, shaped, {words}: fetched per touch",
+                unit="MiB",
+                ours=fetched,
+                theirs=[1],
+                bound=at_most(1),
+            )
+            assert SHAPED.connection_rate is not None
+            ideal = SHAPED.first_byte_delay + MIB / SHAPED.connection_rate
+            yield Line(
+                row=self.name,
+                workload=f"  median latency, {words} / first byte + 1 MiB of a connection",
+                unit="ms",
+                ours=latency,
+                theirs=[ideal * 1000],
+                bound=at_most(1.3),
+                note=f"nine in ten within {statistics.median(slow):.0f} ms",
+            )
+
+    def _check(self, stage: Stage, pages: list[int], sums: list[int]) -> None:
+        with stage.file.open("rb", buffering=0) as file:
+            for page, checksum in zip(pages, sums, strict=True):
+                file.seek(page * mmap.PAGESIZE)
+                if zlib.crc32(file.read(mmap.PAGESIZE)) != checksum:
+                    raise WrongBytes(f"{FILE}: wrong bytes in page {page}")
+
+
+class Floor(Row):
+    """What the daemon must do for a read whose bytes it has in memory. No bound: it informs.
+
+    O_DIRECT, because then one read(2) is one FUSE READ of just that size, with no page cache and no read-ahead before
+    it; letting go of pages by posix_fadvise would leave both in, and the number of requests to the kernel.
+    """
+
+    name = "floor"
+    span = 32 * MIB
+
+    def run(self, stage: Stage) -> Iterator[Line]:
+        """CPU of the daemon for each read, and how long the reader waited."""
+        stage.prepare_file()
+        sizes = ((4096, "4 KiB", 8000), (MIB, "1 MiB", 2000))
+        with stage.fresh(PLAIN) as mount:
+            arguments = {"path": str(mount.path / FILE), "span": self.span}
+            stage.work("direct", size=MIB, count=500, **arguments)
+            mount.settle()
+            for size, words, count in sizes:
+                used: list[Cpu] = []
+                waited, fetched, reads = [], 0, 0
+                for _ in range(stage.repeat):
+                    before, earlier = mount.cpu(), mount.stats()
+                    stage.requests()
+                    found = stage.work("direct", size=size, count=count, **arguments)
+                    used.append(mount.cpu() - before)
+                    later = mount.stats()
+                    fetched += stage.fetched() + later["chunks"]["disk_hits"] - earlier["chunks"]["disk_hits"]
+                    reads += later["reads"]["count"] - earlier["reads"]["count"]
+                    waited.append(statistics.median(found["seconds"]) * 1e6)
+                yield Line(
+                    row=self.name,
+                    workload=f"daemon CPU for a cached {words} read (O_DIRECT) / time the reader waits",
+                    unit="us",
+                    ours=[cpu.total / count * 1e6 for cpu in used],
+                    theirs=waited,
+                    note=f"user {min(cpu.user for cpu in used) / count * 1e6:.0f}, "
+                    f"system {min(cpu.system for cpu in used) / count * 1e6:.0f}; "
+                    f"{reads / count / stage.repeat:.2f} FUSE reads for each"
+                    + ("" if not fetched else "; NOT all from memory"),
+                )
