@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import secrets
 import select
 import signal
@@ -23,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.mounts.daemon_logs import unannounced
 from tests.servers.clients import S3Endpoint
 from tests.servers.processes import killed_with_parent
 
@@ -35,10 +35,6 @@ LIFETIME = 110
 """Seconds after which a daemon is ended by its own alarm: less than the 120 of a test."""
 END_TIMEOUT = 20.0
 """Seconds for an end; lazyfs itself gives up an orderly one after 10."""
-
-_UNANNOUNCED = re.compile(r"^(?!\d{4}-\d\d-\d\d \S+ (?:INFO|DEBUG) )")
-"""Any line that is not plain information: warnings, errors, tracebacks, and what libraries say on stderr."""
-
 
 class MountFailed(Exception):
     """A mount that should have become ready did not; the text is what it logged."""
@@ -56,7 +52,7 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 20
 
 
 def outlive_moment() -> None:
-    """Let a TTL of 0 pass: a listing is good for the millisecond in which it came, in the kernel for two ticks of it."""
+    """Let a TTL of 0 pass: a listing is good for the millisecond in which it came, in the kernel for two ticks."""
     time.sleep(0.02)
 
 
@@ -101,15 +97,6 @@ def force_away(path: Path) -> None:
         if not is_mounted(path):
             return
         subprocess.run(["fusermount3", "-uz", "--", str(path)], capture_output=True, timeout=30, check=False)
-
-
-def unannounced(log: str, expected: Sequence[str]) -> list[str]:
-    """The lines of a log that are neither information nor matched by one of the `expected` patterns."""
-    patterns = list(expected)
-    if os.geteuid() != 0:
-        patterns.append(r"cannot set .* of the mount, which takes root")
-    lines = [line for line in log.splitlines() if _UNANNOUNCED.match(line)]
-    return [line for line in lines if not any(re.search(pattern, line) for pattern in patterns)]
 
 
 def _limits() -> Callable[[], None]:

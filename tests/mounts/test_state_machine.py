@@ -38,8 +38,8 @@ READS = st.tuples(
     st.sampled_from([1, 511, 4096, 70_000, MIB, 5 * MIB]),
 )
 """How, where in the file (1 is its end), and how many bytes."""
-RESTART_AFTER = 25
-"""Reads between two restarts, which cost as much as hundreds of them."""
+RESTART_AFTER = 8
+"""Reads between two restarts, which cost as much as a hundred of them."""
 EXPECT = [
     "read failed with ESTALE",
     "open failed with ESTALE",
@@ -138,18 +138,19 @@ def machine_in(world: World) -> type[RuleBasedStateMachine]:
         def duplicate(self, handle: Handle) -> Handle:
             return Handle(world.reader.call("duplicate", handle.fd), handle.key, handle.version, handle.mount)
 
-        @rule(handle=handles, advice=st.sampled_from(sorted(ADVICE)))
-        def map_it(self, handle: Handle, advice: str) -> None:
+        @rule(
+            handle=handles,
+            advice=st.sampled_from(sorted(ADVICE)),
+            place=st.floats(0, 1),
+            size=st.sampled_from([1, 4096, 70_000, 3 * MIB]),
+        )
+        def map_and_peek(self, handle: Handle, advice: str, place: float, size: int) -> None:
             """Only of a version that is current: a fault that gets an error is SIGBUS, which ends the reader."""
-            assume(not handle.mapped and handle.mount == world.generation)
-            assume(self.current[handle.key] == handle.version)
-            world.reader.call("map_file", handle.fd, advice)
-            handle.mapped = True
-
-        @rule(handle=handles, place=st.floats(0, 1), size=st.sampled_from([1, 4096, 70_000, 3 * MIB]))
-        def peek(self, handle: Handle, place: float, size: int) -> None:
+            assume(handle.mount == world.generation and self.current[handle.key] == handle.version)
+            if not handle.mapped:
+                world.reader.call("map_file", handle.fd, advice)
+                handle.mapped = True
             self.quiet += 1
-            assume(handle.mapped and handle.mount == world.generation and self.current[handle.key] == handle.version)
             data = self.data[handle.version]
             offset = int(place * len(data))
             assert world.reader.call("peek", handle.fd, size, offset) == data[offset : offset + size]
