@@ -1,6 +1,8 @@
 """A flight: adjacent chunks on their way into lent slots of memory, and who waits for each. State only; `chunks.py`
 moves it."""
 
+from dataclasses import dataclass
+
 import trio
 
 from lazyfs.cache.memory import Chunk
@@ -42,3 +44,16 @@ class Flight:
         self.over = False
         self.waiting: dict[int, Waiting] = {}
         self.error: LazyfsError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkStatistics:
+    """Chunks since the start. Reads by where they were found; corrupt: wrong on disk; unkept: not written to disk."""
+
+    memory_hits: int
+    disk_hits: int
+    misses: int
+    waits: int
+    corrupt: int
+    kept: int
+    unkept: int

@@ -10,7 +10,6 @@ and single blocks, goes through the page cache.
 Must not know what is present; the index does. Any thread; descriptors are shared and closed when the last user is gone.
 """
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -81,8 +80,6 @@ class ObjectFiles:
     def write(self, version: ObjectVersion, generation: int, first: int, chunks: Sequence[memoryview]) -> None:
         """Write adjacent chunks from chunk `first` on, making the sparse file if it is not there. Not synced."""
         path = self.path(version.object_id, generation)
-        with contextlib.suppress(FileExistsError):
-            path.parent.mkdir(mode=0o700)
         whole = _aligned(chunks) if self._direct else 0
         offset = first * CHUNK_SIZE
         if whole:
@@ -155,7 +152,11 @@ def _aligned(views: Sequence[memoryview]) -> int:
 def _writable(path: Path, size: int, flags: int) -> _Descriptor:
     """The object file, open for writing, of its full size."""
     flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = _Descriptor(os.open(path, flags, 0o600))
+    try:
+        descriptor = _Descriptor(os.open(path, flags, 0o600))
+    except FileNotFoundError:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        descriptor = _Descriptor(os.open(path, flags, 0o600))
     if os.fstat(descriptor.number).st_size < size:
         os.ftruncate(descriptor.number, size)
     return descriptor

@@ -35,6 +35,12 @@ class OpenFile:
         return await self._cache.read(version, offset, stop)
 
 
+    def close(self) -> None:
+        """The last handle is closed: read-ahead that waits in a queue need not be sent."""
+        for start, stop in self._streams.close():
+            self._cache.drop(self.file.version, start, stop)
+
+
 class OpenFiles:
     """The open files of a mount, by inode."""
 
@@ -59,8 +65,10 @@ class OpenFiles:
         return self._files[handle]
 
     def release(self, handle: int) -> None:
-        """One handle less; with the last one the streams are forgotten. Bytes on their way go on into the cache."""
+        """One handle less; with the last one the streams are forgotten. Bytes on their way go on
+        into the cache."""
         found = self._files[handle]
         found.handles -= 1
         if found.handles == 0:
+            found.close()
             del self._files[handle]

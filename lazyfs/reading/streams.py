@@ -64,12 +64,25 @@ class Stream:
 
 
 class Budget:
-    """Bytes of read-ahead that all streams of a mount may hold together, shared evenly among the active ones."""
+    """Bytes of read-ahead that all streams of a mount may hold together, shared evenly among the active ones.
+
+    `first_window` is how a run begins: small, until a run was read to the end of its file. A model's shards are loaded
+    one after another in the same way, so the next one begins with a quarter of the window that the last had reached.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.first_window = FIRST_WINDOW
         self._reads = 0
         self._active: OrderedDict[int, int] = OrderedDict()
+
+    def finished(self, window: int) -> None:
+        """A run with this window got to the end of its file."""
+        self.first_window = max(FIRST_WINDOW, window // 4)
+
+    def abandoned(self) -> None:
+        """A run ended with most of its window unread: what comes next begins small."""
+        self.first_window = FIRST_WINDOW
 
     def share(self, stream: Stream) -> int:
         """Note a read of `stream`, and say how large its window may be."""
@@ -101,7 +114,17 @@ class Streams:
         stream.used += stop - start
         stream.position = max(stream.position, stop)
         self._grow(stream, share)
+        if stop >= self._size:
+            self._budget.finished(stream.window)
         return self._plan(stream, start, stop)
+
+    def close(self) -> list[tuple[int, int]]:
+        """Nobody reads the inode any more; the bytes that were planned ahead and never reached."""
+        unread = [(s.position, s.frontier) for s in self._streams if s.window and s.frontier > s.position]
+        if any(s.window > FIRST_WINDOW and s.frontier - s.position > s.window // 2 for s in self._streams):
+            self._budget.abandoned()
+        self._streams.clear()
+        return unread
 
     def _begin(self, start: int, stop: int) -> Plan:
         """A read that goes on with no run may begin one: bring its chunks and no more. Inside the window of another
@@ -126,7 +149,7 @@ class Streams:
     def _grow(self, stream: Stream, share: int) -> None:
         largest = min(LARGEST_WINDOW, share)
         if stream.window == 0:
-            stream.window = FIRST_WINDOW
+            stream.window = self._budget.first_window
         elif stream.used >= stream.window // 4:
             stream.window *= 2
         else:

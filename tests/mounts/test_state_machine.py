@@ -38,7 +38,7 @@ READS = st.tuples(
     st.sampled_from([1, 511, 4096, 70_000, MIB, 5 * MIB]),
 )
 """How, where in the file (1 is its end), and how many bytes."""
-RESTART_AFTER = 8
+RESTART_AFTER = 20
 """Reads between two restarts, which cost as much as a hundred of them."""
 EXPECT = [
     "read failed with ESTALE",
@@ -218,7 +218,7 @@ def test_every_read_is_of_the_version_that_was_opened() -> None:
             run_state_machine_as_test(
                 machine_in(world),
                 settings=settings(
-                    max_examples=300 if FULL else 40,
+                    max_examples=300 if FULL else 12,
                     stateful_step_count=40,
                     deadline=None,
                     derandomize=not FULL,

@@ -143,6 +143,17 @@ def test_what_was_not_reached_is_planned_again() -> None:
     assert span(made.observe(2 * MIB, 3 * MIB)) == (3, 11)
 
 
+def test_the_next_shard_begins_as_the_last_one_ended() -> None:
+    """After a file was read to its end, runs of others begin with a quarter of its window; an abandoned run undoes that."""
+    budget = Budget(GIB)
+    first, second, third = (Streams(256 * MIB, budget) for _ in range(3))
+    walk(first, 0, 256 * MIB, MIB)
+    assert first.close() == []
+    assert walk(second, 0, 2 * MIB, MIB) == [(0, 1), (1, 64)]
+    assert second.close() == [(2 * MIB, 64 * MIB)]
+    assert walk(third, 0, 2 * MIB, MIB) == [(0, 1), (1, 6)]
+
+
 def test_runs_are_forgotten_from_the_oldest() -> None:
     """A file touched everywhere does not grow the table without end."""
     made = streams(64 * GIB)
