@@ -144,7 +144,7 @@ def test_what_was_not_reached_is_planned_again() -> None:
 
 
 def test_the_next_shard_begins_as_the_last_one_ended() -> None:
-    """After a file was read to its end, runs of others begin with a quarter of its window; an abandoned run undoes that."""
+    """After a file was read to its end, runs of others begin with a quarter of its window, until one is abandoned."""
     budget = Budget(GIB)
     first, second, third = (Streams(256 * MIB, budget) for _ in range(3))
     walk(first, 0, 256 * MIB, MIB)
