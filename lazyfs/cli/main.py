@@ -155,13 +155,18 @@ def status(mountpoint: str | None, as_json: bool) -> None:
         for report in found:
             click.echo(f"{report['source']} at {report['mountpoint']}: {report['health']}")
             if report["health"] == "ok":
-                store, chunks = report["store"], report["chunks"]
+                store, chunks, kernel = report["store"], report["chunks"], report["kernel"]
                 click.echo(
                     f"  pid {report['pid']}, up {report['uptime']:.0f} s, cache {report['disk']['used'] >> 20} MiB, "
                     f"fetched {store['bytes_received'] >> 20} MiB in {store['get_requests']} requests, "
-                    f"{chunks['disk_hits']} chunks from disk, {report['failures']} failures, {report['kernel']}"
+                    f"{chunks['disk_hits']} chunks from disk, {report['failures']} failures"
                 )
-                click.echo(f"  log of a background mount: {report['log']}")
+                click.echo(
+                    f"  kernel: read_ahead_kb {kernel['read_ahead_kb']}, max_background {kernel['max_background']}, "
+                    f"congestion_threshold {kernel['congestion_threshold']}"
+                )
+                if os.path.exists(report["log"]):
+                    click.echo(f"  log: {report['log']}")
                 for reason, count in report["hidden"].items():
                     click.echo(f"  {count} keys hidden: {reason}")
         if not found:

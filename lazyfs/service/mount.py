@@ -264,6 +264,7 @@ async def _live(
         notify("READY=1", f"STATUS={mount.source.url} at {mountpoint}")
         ready()
         await stop.wait()
+        notify("STOPPING=1")
         if not ended.is_set():
             _end_by_force()
             session.stop()
@@ -274,7 +275,6 @@ async def _live(
     finally:
         _end_by_force()
         session.close()
-    notify("STOPPING=1")
     await mount.end()
     log.info("%s is unmounted from %s", mount.source.url, mountpoint)
     # Worker threads may still wait on silent connections, for bytes that have no reader any more.
