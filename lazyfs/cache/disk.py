@@ -182,7 +182,10 @@ class Disk:
             self._directory.close()
 
     def _claim(self, runs: list[Run], size: int) -> bool:
-        """Claim space, evicting until there is enough or nothing is left to evict."""
+        """Claim space, evicting until there is enough or nothing is left to evict. Not at the price of the whole cache:
+        what is more than half of the bound is for the caller to split."""
+        if self._max_size is not None and size > max(CHUNK_SIZE, self._max_size // 2):
+            return False
         while not self._index.claim(self._directory.daemon, runs, size, self._bound()):
             lacking = self._index.used() + size - self._bound()
             buried = self._index.bury(max(lacking, size))

@@ -102,10 +102,6 @@ class Memory:
         self._lent += count
         return [self._free.pop() for _ in range(count)]
 
-    def room(self) -> int:
-        """Slots that read-ahead could have now."""
-        return len(self._free) + len(self._read)
-
     def slot_view(self, slot: int, length: int) -> memoryview:
         """The first `length` bytes of a lent slot, writable."""
         return self._whole[slot * CHUNK_SIZE : slot * CHUNK_SIZE + length]

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-WRITE_BATCH = 32
-"""Chunks written and committed together: an index commit costs as much for one as for 32."""
+WRITE_BATCH = 64
+"""Chunks written and committed together: an index commit costs as much for one as for 64, and
+neighbours among them are one write."""
 
 TOUCH_DELAY = 10.0
 """Seconds for which uses are collected before they are written to the index in one transaction."""
