@@ -4,6 +4,10 @@ Space is claimed in the index before a byte is written, written, then counted as
 clears the disk, then gives the space back. A kill between any two steps leaves a record from which the next start
 finishes, without a scan. The cache is advice: every failure is a `CacheUnavailable`, counted by the caller.
 
+Why no lock on an object file while holes are punched in it: a reader that meets a hole finds a wrong checksum, asks the
+index again, and sees an eviction and no damage; a writer whose file was unlinked finds another generation and counts
+nothing. A lock would only spare the first of them a second look.
+
 Concurrency: `kept` and `read` from any thread; the rest from one thread at a time (the writer's), except at start.
 """
 
@@ -224,8 +228,10 @@ class Disk:
     def _finish(self) -> None:
         """Finish what killed daemons began: dig their graves, clear what they wrote and never counted."""
         try:
-            graves, claims = self._index.unfinished(self._directory.alive())
-            self._dig(graves)
+            alive = self._directory.alive()
+            graves, claims = self._index.unfinished(alive)
+            # A daemon that lives digs its own graves; digging one for it could punch what it has written there since.
+            self._dig(graves if alive == {self._directory.daemon} else [])
             for daemon, runs in claims.items():
                 for run in runs:
                     missing = [n for n in range(run.first, run.stop) if self._index.kept(run.object_id, n) is None]
