@@ -316,9 +316,8 @@ class Session:
         except (RuntimeError, OSError) as error:
             raise errors.SetupError(f"cannot mount at {mountpoint}: {error}; {advice(options)}") from None
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Answer the kernel until the filesystem is unmounted or `stop` is called."""
-        task_status.started()
         await cast(Any, pyfuse3.main)(max_tasks=MAX_TASKS)
 
     async def unmounted(self) -> None:

@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 CHECK_PATIENCE = 10.0
 """Seconds for which the first request may fail before the mount is given up."""
 
+LONGEST_TTL = 10 * 365 * 86400.0
+"""Seconds: what `indefinite` comes to. Infinity less the age of a listing of unknown age is not a number."""
+
 GRACE = 10.0
 """Seconds for an orderly end; after that the process ends without: libfuse before 3.18 can hang in a lazy unmount."""
 
@@ -66,6 +69,7 @@ class RunningMount:
         self._started = time.time()
         self._kernel = machine.KernelParameters(0, 0, 0)
         self._total: tuple[float, int] | None = None
+        ttl = min(config.metadata_ttl, LONGEST_TTL)
         budget = config.memory_budget or machine.default_memory_budget()
         s3 = S3Store(
             source.bucket,
@@ -92,14 +96,14 @@ class RunningMount:
             list_prefix=self.store.list,
             disk=self.disk,
             in_writer=self.chunks.writer.step,
-            ttl=config.metadata_ttl,
+            ttl=ttl,
         )
         self.tree = Tree(
             place=source.place,
             prefix=source.prefix,
             list_prefix=self.listings.list,
             age=self.listings.age,
-            ttl=config.metadata_ttl,
+            ttl=ttl,
         )
         self.files = OpenFiles(self.chunks, Budget(int(budget * READ_AHEAD_SHARE)))
         self.operations = Operations(
@@ -259,7 +263,8 @@ async def _live(
         nursery.start_soon(_stop_when_unmounted, session, stop)
         nursery.start_soon(mount.chunks.writer.run)
         await _unless(stop, nursery, mount.prove)
-        mount.tune()
+        # In a thread: it runs programs that may look at every mount, this one included.
+        await trio.to_thread.run_sync(mount.tune)
         log.info("%s is mounted at %s", mount.source.url, mountpoint)
         notify("READY=1", f"STATUS={mount.source.url} at {mountpoint}")
         ready()

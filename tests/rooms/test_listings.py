@@ -14,6 +14,7 @@ from lazyfs.cache.disk import Disk
 from lazyfs.cache.listings import SHORT_PATIENCE, STALE_FOR, Listings, pack, unpack
 from lazyfs.errors import AccessDenied, CacheUnavailable, NotFound, StoreError, Unreachable
 from lazyfs.objects import Listing, ObjectInfo
+from lazyfs.service.mount import LONGEST_TTL
 from tests.rooms.building import CacheMaker
 from tests.rooms.memory_store import Call, Fault, MemoryStore
 
@@ -239,3 +240,14 @@ def test_no_flipped_byte_raises(listing: Listing, data: st.DataObject) -> None:
     place = data.draw(st.integers(2, len(packed) - 1))
     packed[place] ^= data.draw(st.integers(1, 255))
     assert unpack(bytes(packed)) in (None, listing)
+
+
+async def test_an_indefinite_listing_that_is_doubted_in_an_outage_is_tried_again(caches: CacheMaker) -> None:
+    """It stays in use for a short while and no longer: what is left of its time is a number, however long its TTL."""
+    desk = Desk(caches.open(), ttl=LONGEST_TTL)
+    desk.store.put("a", b"1")
+    assert await desk.names() == ["a"]
+    desk.fail(Unreachable("down"))
+    listing = await desk.listings.list("", True)
+    assert [info.key for info in listing.objects] == ["a"]
+    assert LONGEST_TTL - desk.listings.age(listing) == STALE_FOR
