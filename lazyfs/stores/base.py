@@ -21,14 +21,18 @@ class Claim:
 
     A claim is urgent (a reader waits) or not (read-ahead). `urge()` makes it urgent for good, also while it is queued;
     `drop()` gives it up if it has not been sent yet. Loop thread only.
+
+    `sever` is set by the store while a request is under way, where it can do that, from whatever thread: it breaks the
+    request off, which then fails as `Transient` with what arrived still good.
     """
 
-    __slots__ = ("dropped", "on_change", "urgent")
+    __slots__ = ("dropped", "on_change", "sever", "urgent")
 
     def __init__(self, *, urgent: bool) -> None:
         self.urgent = urgent
         self.dropped = False
         self.on_change: Callable[[], None] | None = None
+        self.sever: Callable[[], None] | None = None
 
     def urge(self) -> None:
         """A reader waits for this now."""

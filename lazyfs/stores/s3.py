@@ -1,16 +1,20 @@
-"""S3 and what speaks like it, through boto3: the only importer of boto3 and botocore.
+"""S3 and what speaks like it, through boto3.
 
 Its job: build requests, check that a response is what was asked for, and translate every failure. Asks once; asking
 again is `fetch.py`'s. boto3 blocks, so each call runs in a thread. One client for each mount (clients are thread safe),
 made once because making one costs about 50 ms; credentials stay botocore's affair, which refreshes them.
+
+GETs are most of the work, so they have a quicker way: botocore sends the first, `signing` learns from it, and the next
+ones go over `wire`. What is unusual there (TLS, a redirect, a chunked body) goes by botocore again.
 """
 
 import datetime
+import html
 import http.client
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import boto3
 import botocore.exceptions
@@ -19,30 +23,14 @@ import urllib3.exceptions
 from botocore import UNSIGNED
 from botocore.config import Config
 
-from lazyfs.errors import (
-    AccessDenied,
-    ArchivedObject,
-    NotFound,
-    ObjectChanged,
-    SetupError,
-    StoreError,
-    Transient,
-)
-from lazyfs.objects import KIB, Listing, ObjectInfo, ObjectVersion
+from lazyfs.errors import AccessDenied, NotFound, SetupError, StoreError, Transient
+from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
+from lazyfs.stores.answers import RangeAnswer, check_range, failure
 from lazyfs.stores.base import Arrived, Claim
+from lazyfs.stores.signing import Pattern, Signer
+from lazyfs.stores.wire import CONNECT_TIMEOUT, PIECE_SIZE, STALL_TIMEOUT, Call, Wires
 
 T = TypeVar("T")
-
-PIECE_SIZE = 1024 * KIB
-"""Bytes received between two `arrived`, and the most that is asked for again after a break. With 256 KiB a cold read
-was 14 % slower: each piece is a hand-over of the interpreter to and from its thread."""
-
-CONNECT_TIMEOUT = 10.0
-STALL_TIMEOUT = 20.0
-"""Seconds without a byte after which a connection is given up. A bound on silence, not on the whole transfer."""
-
-_SLOW_DOWN = {"SlowDown", "503", "429", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException", "Throttling"}
-_RENEWABLE = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
 
 
 class S3Store:
@@ -61,8 +49,12 @@ class S3Store:
         expected_bucket_owner: str | None = None,
         ca_bundle: str | None = None,
         max_connections: int = 32,
+        quick: bool = True,
     ) -> None:
-        """Make the client. Sends nothing. `SetupError` for a profile or a CA bundle that does not exist."""
+        """Make the client. Sends nothing. `SetupError` for a profile or a CA bundle that does not exist.
+
+        `quick`: GETs go over `wire` where that can be; else all by botocore.
+        """
         self._common: dict[str, Any] = {"Bucket": bucket}
         if requester_pays:
             self._common["RequestPayer"] = "requester"
@@ -71,6 +63,10 @@ class S3Store:
         # Listings do not wait behind GETs: they have connections of their own.
         self._gets = trio.CapacityLimiter(max_connections)
         self._lists = trio.CapacityLimiter(8)
+        self._most = max_connections
+        self._may_be_quick = quick
+        # How to go the quick way, once it is known; replaced as a whole, by whatever thread.
+        self._quick: tuple[Pattern, Wires] | None = None
         try:
             session = boto3.session.Session(profile_name=profile)
             # Any: the stubs type each of the 300 calls, and not the raw body that is read here.
@@ -97,6 +93,13 @@ class S3Store:
             raise SetupError(f"{error}; see `aws configure list-profiles`") from error
         except (botocore.exceptions.BotoCoreError, ValueError, OSError) as error:
             raise SetupError(f"cannot set up S3: {error}") from error
+        self._signer = Signer(self._client, None if no_sign_request else session.get_credentials())
+
+    def close(self) -> None:
+        """Close the connections that are idle; no read is under way."""
+        if self._quick is not None:
+            self._quick[1].close()
+        self._client.close()
 
     async def list(self, prefix: str) -> Listing:
         """See `base.Store.list`: ListObjectsV2 with delimiter `/`, all pages; keys come url-encoded and are decoded."""
@@ -115,7 +118,7 @@ class S3Store:
     ) -> None:
         """See `base.Store.read`: one ranged GET with If-Match."""
         # Not abandoned when cancelled: the thread writes into buffers that belong to somebody else.
-        await trio.to_thread.run_sync(_translated, self._read, version, start, into, arrived, limiter=self._gets)
+        await trio.to_thread.run_sync(_translated, self._read, version, start, into, arrived, claim, limiter=self._gets)
 
     async def _ask(self, function: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(_translated, function, *args, limiter=self._lists, abandon_on_cancel=True)
@@ -139,20 +142,95 @@ class S3Store:
         answer = self._client.head_object(**self._common, Key=key)
         return _info(key, {**answer, "Size": answer["ContentLength"]})
 
-    def _read(self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived) -> None:
+    def _read(
+        self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
+    ) -> None:
+        quick = self._quick
+        if quick is None or not self._read_quickly(*quick, version, start, into, arrived, claim):
+            self._read_by_botocore(version, start, into, arrived)
+
+    def _read_by_botocore(
+        self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived
+    ) -> None:
         stop = start + sum(len(view) for view in into)
         pinned = {"VersionId": version.version_id} if version.version_id else {}
         answer = self._client.get_object(
             **self._common, **pinned, Key=version.key, IfMatch=version.etag, Range=f"bytes={start}-{stop - 1}"
         )
         body = answer["Body"]._raw_stream
+        status = answer["ResponseMetadata"]["HTTPStatusCode"]
+        head = RangeAnswer(status, answer.get("ETag", ""), answer.get("ContentRange", ""), answer.get("ContentLength"))
         try:
-            _check_range(answer, version, start, stop)
+            check_range(head, version, start, stop)
             _receive(body, into, arrived)
         except BaseException:
             body.close()
             raise
         body.release_conn()
+        self._learn(version.key)
+
+    def _learn(self, key: str) -> None:
+        """Go the quick way from the next read on, if what this thread just did by botocore can be done alike."""
+        pattern = self._signer.learn(key)
+        old = self._quick
+        if pattern is None or pattern.tls or not self._may_be_quick:
+            self._quick = None
+        elif old is None or old[0] != pattern:
+            same = old is not None and (old[0].host, old[0].port) == (pattern.host, pattern.port)
+            wires = old[1] if old and same else Wires(pattern.host, pattern.port, most=self._most)
+            self._quick = (pattern, wires)
+
+    def _read_quickly(
+        self,
+        pattern: Pattern,
+        wires: Wires,
+        version: ObjectVersion,
+        start: int,
+        into: Sequence[memoryview],
+        arrived: Arrived,
+        claim: Claim,
+    ) -> bool:
+        """One GET over a wire; False if its answer is for botocore to deal with, and nothing has arrived."""
+        stop = start + sum(len(view) for view in into)
+        request = self._signer.request(pattern, version, start, stop)
+        wire = wires.take()
+        call = Call(wire)
+        claim.sever = call.sever
+        used_up = False
+        try:
+            head = wire.ask(request)
+            if head.status not in (200, 206):
+                body = wire.rest(head)
+                used_up = head.keeps and len(body) == head.length
+                code = _element(body, "Code")
+                if head.status < 400 or code == "AuthorizationHeaderMalformed":
+                    return False  # the bucket is elsewhere; botocore finds it
+                raise failure(head.status, code, _element(body, "Message"))
+            if not head.plain:
+                return False
+            found = head.headers
+            check_range(
+                RangeAnswer(head.status, found.get("etag", ""), found.get("content-range", ""), head.length),
+                version,
+                start,
+                stop,
+            )
+            wire.fill(head, into, arrived)
+            used_up = head.keeps
+        finally:
+            claim.sever = None
+            call.over()
+            if used_up:
+                wires.give_back(wire)
+            else:
+                wire.close()
+        return True
+
+
+def _element(body: bytes, name: str) -> str:
+    """The text of an element of S3's error document, empty if it is not there."""
+    match = re.search(f"<{name}>([^<]*)</{name}>", body.decode("utf-8", "replace"))
+    return html.unescape(match[1]) if match else ""
 
 
 def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:
@@ -175,28 +253,6 @@ def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:
             arrived(received)
 
 
-def _check_range(answer: Any, version: ObjectVersion, start: int, stop: int) -> None:
-    """Status, range, length and ETag must all agree. If-Match is not honoured everywhere, some servers send 200 with a
-    Content-Range, others 200 with the whole object; only the first two are a range."""
-    etag = answer.get("ETag", "")
-    if _opaque(etag) != _opaque(version.etag):
-        raise ObjectChanged(f"{version.key}: the object is now {etag}, not {version.etag}")
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.get("ContentRange", ""))
-    status = answer["ResponseMetadata"]["HTTPStatusCode"]
-    whole = status == 200 and match is None and start == 0 and stop == version.size
-    if not whole and (status not in (200, 206) or match is None or (int(match[1]), int(match[2]) + 1) != (start, stop)):
-        raise Transient(f"asked for bytes {start}-{stop - 1}, got status {status} {answer.get('ContentRange', '')!r}")
-    if match is not None and match[3] != "*" and int(match[3]) != version.size:
-        raise ObjectChanged(f"{version.key}: the object now has {match[3]} bytes, not {version.size}")
-    if answer.get("ContentLength", stop - start) != stop - start:
-        raise Transient(f"asked for {stop - start} bytes, the server announces {answer['ContentLength']}")
-
-
-def _opaque(etag: str) -> str:
-    """An ETag for comparison: some servers leave the quotes out in one place and not in another."""
-    return etag.removeprefix("W/").strip('"')
-
-
 def _info(key: str, item: Any) -> ObjectInfo:
     modified: datetime.datetime = item["LastModified"]
     return ObjectInfo(
@@ -211,7 +267,7 @@ def _translated(function: Callable[..., T], *args: Any) -> T:
     except StoreError:
         raise
     except botocore.exceptions.ClientError as error:
-        _raise_client_error(error)
+        raise _client_failure(error) from error
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         raise AccessDenied(
             "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a --profile, "
@@ -231,22 +287,7 @@ def _translated(function: Callable[..., T], *args: Any) -> T:
         raise Transient(f"{type(error).__name__}: {error}") from error
 
 
-def _raise_client_error(error: botocore.exceptions.ClientError) -> NoReturn:
+def _client_failure(error: botocore.exceptions.ClientError) -> StoreError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    text = f"{code or status}: {error.response.get('Error', {}).get('Message', '') or error}"
-    if code == "InvalidObjectState":
-        raise ArchivedObject(f"{text} (restore the object first)") from error
-    if status in (412, 416) or code in {"PreconditionFailed", "InvalidRange"}:
-        raise ObjectChanged(text) from error
-    if code in _RENEWABLE or code == "RequestTimeout":
-        raise Transient(text) from error
-    if status == 404 or code in {"NoSuchKey", "NoSuchBucket", "NoSuchVersion"}:
-        raise NotFound(text) from error
-    if code in _SLOW_DOWN or status in (429, 503):
-        raise Transient(text, slow_down=True) from error
-    if status in (401, 403):
-        raise AccessDenied(text) from error
-    if status >= 500 or status == 0:
-        raise Transient(text) from error
-    raise StoreError(text) from error
+    return failure(status, code, str(error.response.get("Error", {}).get("Message", "") or error))

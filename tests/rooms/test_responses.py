@@ -34,12 +34,15 @@ def server(_aws: None) -> Iterator[FastS3Server]:
         yield running
 
 
-@pytest.fixture
-async def store(server: FastS3Server) -> AsyncIterator[S3Store]:
-    """The store under test."""
-    made = S3Store("models", endpoint_url=server.url)
+@pytest.fixture(params=["botocore", "wire"])
+async def store(server: FastS3Server, request: pytest.FixtureRequest) -> AsyncIterator[S3Store]:
+    """The store under test, whose reads go by botocore, or over a wire since it learned how."""
+    made = S3Store("models", endpoint_url=server.url, quick=request.param == "wire")
+    await Reading().run(made, version_at(server))
+    assert (made._quick is not None) == (request.param == "wire")
+    server.take_log()
     yield made
-    made._client.close()
+    made.close()
 
 
 def version_at(server: FastS3Server, key: str = "k") -> ObjectVersion:
@@ -236,7 +239,7 @@ async def test_reads_at_once_are_bounded_and_right(server: FastS3Server) -> None
             nursery.start_soon(reading.run, store, version)
     assert all(one.buffer == DATA[one.start : one.start + 90 * KIB] for one in readings)
     assert server.counters.most_at_once <= 3
-    store._client.close()
+    store.close()
 
 
 async def test_options_reach_the_request(server: FastS3Server) -> None:
@@ -255,7 +258,7 @@ async def test_options_reach_the_request(server: FastS3Server) -> None:
         assert "authorization" not in request.headers
         assert request.headers["x-amz-request-payer"] == "requester"
         assert request.headers["x-amz-expected-bucket-owner"] == "123456789012"
-    store._client.close()
+    store.close()
 
 
 async def test_without_credentials_it_says_what_to_do(
@@ -280,10 +283,12 @@ def test_a_set_up_that_cannot_work(arguments: dict[str, str], said: str) -> None
         S3Store("models", **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("store", ["botocore"], indirect=True)
 async def test_the_fast_way_into_the_buffer_is_taken(
     server: FastS3Server, store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The body is received by http.client, below urllib3: an update that hides it would cost a fifth more CPU."""
+    """Where reads go by botocore, the body is received by http.client, below urllib3: an update that hides it would
+    cost a fifth more CPU."""
     taken: list[int] = []
     readinto = http.client.HTTPResponse.readinto
 
