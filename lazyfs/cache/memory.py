@@ -1,9 +1,8 @@
 """Verified chunks in memory, under a hard budget in bytes.
 
 One anonymous mapping cut into slots of one chunk: fresh memory is dear (2 GiB received into reused buffers cost 0.45
-CPU
-seconds a GB, into fresh ones 1.2 and more), so a slot is used again and again, and resident memory never passes the
-budget. Page alignment comes with it.
+CPU seconds a GB, into fresh ones 1.2 and more), so a slot is used again and again, the first ones are made ready before
+anybody reads, and resident memory never passes the budget. Page alignment comes with it.
 
 Must not know where chunks come from or who reads them. Loop thread only; nothing here waits.
 Invariants: each slot is free, lent (to a flight), or holds exactly one chunk; a pinned chunk is never evicted;
@@ -11,11 +10,14 @@ Invariants: each slot is free, lent (to a flight), or holds exactly one chunk; a
 """
 
 import contextlib
+import ctypes
 import mmap
+import os
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from lazyfs.objects import CHUNK_SIZE
+from lazyfs.objects import CHUNK_SIZE, MIB
 
 Key = tuple[bytes, int]
 """(object_id, chunk number)."""
@@ -23,8 +25,20 @@ Key = tuple[bytes, int]
 
 MOST_READ_CHUNKS = 64
 """Chunks kept after they were read to their end: the kernel's page cache has them, and a slot used again is warm
-memory,
-where a new one costs a page fault for each page."""
+memory, where a new one costs a page fault for each page."""
+
+POPULATED = 512 * MIB
+"""Bytes that `populate` makes ready at most: what a cold read at full speed has in its window and its write queue."""
+
+POPULATE_STEP = 16 * MIB
+POPULATE_NICENESS = 10
+
+_MADV_POPULATE_WRITE = 23
+"""linux/mman.h since 5.14. Python 3.11's mmap does not know it, and would hold the interpreter for as long as it takes.
+"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +85,21 @@ class Memory:
         # Chunks nobody has read yet are worth more than read ones: the kernel's page cache has those too.
         self._unread: OrderedDict[Key, Chunk] = OrderedDict()
         self._read: OrderedDict[Key, Chunk] = OrderedDict()
+
+    def populate(self) -> int:
+        """Have the kernel give the slots that are used first their memory now; how many bytes. Blocks, changes
+        no byte, may run beside everything else, in a thread of its own that it makes a little nicer.
+
+        On the machine of the benchmarks the first touch of 512 MiB took 0.35 s of CPU, a quarter of a cold GiB's.
+        """
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POPULATE_NICENESS)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        size = min(self.slots * CHUNK_SIZE, POPULATED)
+        for offset in range(0, size, POPULATE_STEP):
+            if _libc.madvise(start + offset, min(POPULATE_STEP, size - offset), _MADV_POPULATE_WRITE) != 0:
+                return offset  # an older kernel, or memory is short: then slots get theirs when they are used
+        return size
 
     def statistics(self) -> MemoryStatistics:
         """A frozen copy of the numbers."""

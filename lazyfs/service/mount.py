@@ -268,6 +268,7 @@ async def _live(
         log.info("%s is mounted at %s", mount.source.url, mountpoint)
         notify("READY=1", f"STATUS={mount.source.url} at {mountpoint}")
         ready()
+        threading.Thread(target=mount.memory.populate, name="populate", daemon=True).start()
         await stop.wait()
         notify("STOPPING=1")
         if not ended.is_set():

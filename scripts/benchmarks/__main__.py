@@ -15,16 +15,39 @@ from pathlib import Path
 
 from lazyfs.config import parse_size
 from lazyfs.errors import UsageError
-from scripts.benchmarks.models import Load, WarmLoad
+from scripts.benchmarks.beside import Beside, WarmTouches
+from scripts.benchmarks.models import Load, LoadTls, WarmLoad
 from scripts.benchmarks.results import Line, table
 from scripts.benchmarks.rows import Row
-from scripts.benchmarks.sequential import Cold, Disk, Fetched, PageCache
+from scripts.benchmarks.sequential import Cold, ColdTls, Disk, Fetched, PageCache, SlowConnections
 from scripts.benchmarks.stage import MIB, Stage
-from scripts.benchmarks.standing import Idle, Resident
+from scripts.benchmarks.standing import Idle, OpenFiles, Resident
+from scripts.benchmarks.starting import Ready
 from scripts.benchmarks.touches import Floor, Touches
+from scripts.benchmarks.walks import Mapped, Walks
 from tests.servers.processes import exit_on_sigterm
 
-ROWS: list[type[Row]] = [Cold, PageCache, Disk, Load, WarmLoad, Fetched, Touches, Idle, Floor, Resident]
+ROWS: list[type[Row]] = [
+    Cold,
+    ColdTls,
+    PageCache,
+    Disk,
+    Mapped,
+    Load,
+    LoadTls,
+    WarmLoad,
+    Fetched,
+    Touches,
+    Walks,
+    SlowConnections,
+    Ready,
+    OpenFiles,
+    Idle,
+    WarmTouches,
+    Floor,
+    Beside,
+    Resident,
+]
 """In the order in which they run and are printed; those that are `last` after all others."""
 
 
@@ -50,6 +73,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="How fast lazyfs is, in ratios within one run.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements here")
     parser.add_argument("--rows", default=",".join(names), help=f"which rows, of {','.join(names)}; default: all")
+    parser.add_argument("--peers", action="store_true", help="only what compares with rclone and s3fs: R11 and R13")
     parser.add_argument("--size", type=size, help="of the file that is read; default 2GiB, with --quick 512MiB")
     parser.add_argument("--repeat", type=int, metavar="N", help="pairs of measurements; default 3, with --quick 1")
     parser.add_argument("--quick", action="store_true", help="a first look: smaller, once, and 15 s idle, not 60")
@@ -58,7 +82,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     found = parser.parse_args(arguments)
     found.size = found.size or (512 * MIB if found.quick else 2048 * MIB)
     found.repeat = max(1, found.repeat or (1 if found.quick else 3))
-    wanted = {name.casefold() for name in found.rows.split(",")}
+    wanted = {"r11", "r13"} if found.peers else {name.casefold() for name in found.rows.split(",")}
     if unknown := wanted - {name.casefold() for name in names}:
         parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     chosen = [row() for row in ROWS if row.name.casefold() in wanted]

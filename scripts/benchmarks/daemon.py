@@ -38,22 +38,65 @@ class Cpu:
         return self.user + self.system
 
 
-class Mounted:
-    """`lazyfs mount` in the background, ready. `peak` and `sampled` are the most bytes of memory the daemon had: what
-    the kernel noted (VmHWM), and what was seen ten times a second."""
+class Watched:
+    """A process. `peak` and `sampled` are the most bytes of memory it had: what the kernel noted (VmHWM), and what was
+    seen ten times a second."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.peak = self.sampled = 0
+        self._ended = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
+
+    def cpu(self) -> Cpu:
+        """CPU used so far, to 10 ms (proc(5): fields 14 and 15 of stat)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        tick = os.sysconf("SC_CLK_TCK")
+        return Cpu(int(fields[11]) / tick, int(fields[12]) / tick)
+
+    def resident(self) -> int:
+        """Bytes of memory now; 0 if the process is gone."""
+        return self._look()
+
+    def stop_watching(self) -> bool:
+        """Look once more, and never again. Whether this was the first time."""
+        if self._ended.is_set():
+            return False
+        self._look()
+        self._ended.set()
+        self._sampler.join()
+        return True
+
+    def _sample(self) -> None:
+        while not self._ended.wait(0.1):
+            self._look()
+
+    def _look(self) -> int:
+        try:
+            text = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return 0
+        fields = {line.split(":")[0]: line.split() for line in text.splitlines() if line.startswith(("VmHWM", "VmRSS"))}
+        if "VmHWM" not in fields:
+            return 0
+        now = int(fields["VmRSS"][1]) * 1024
+        self.peak = max(self.peak, int(fields["VmHWM"][1]) * 1024)
+        self.sampled = max(self.sampled, now)
+        return now
+
+
+class Mounted(Watched):
+    """`lazyfs mount` in the background, ready."""
 
     def __init__(self, source: str, path: Path, options: Sequence[str], env: Mapping[str, str]) -> None:
-        """Mount; `MountFailed` if that does not work."""
+        """Mount; `MountFailed` if that does not work. `ready_after`: seconds that the command took."""
         self.path = path
         self._env = env
         started = time.perf_counter()
         self._lazyfs("mount", *options, "--", source, str(path))
         self.ready_after = time.perf_counter() - started
-        self.pid = int(self.stats()["pid"])
-        self.peak = self.sampled = 0
-        self._ended = threading.Event()
-        self._sampler = threading.Thread(target=self._sample, daemon=True)
-        self._sampler.start()
+        super().__init__(int(self.stats()["pid"]))
 
     def _lazyfs(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "lazyfs", *arguments]
@@ -74,35 +117,12 @@ class Mounted:
             time.sleep(0.02)
         return found
 
-    def cpu(self) -> Cpu:
-        """CPU used so far, to 10 ms (proc(5): fields 14 and 15 of stat)."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        tick = os.sysconf("SC_CLK_TCK")
-        return Cpu(int(fields[11]) / tick, int(fields[12]) / tick)
-
     def unmount(self) -> None:
         """Unmount and wait for the daemon's end; by force if the command does not manage. Nothing the second time."""
-        if self._ended.is_set():
+        if not self.stop_watching():
             return
-        self._look()
-        self._ended.set()
-        self._sampler.join()
         try:
             self._lazyfs("unmount", str(self.path))
         except (MountFailed, subprocess.TimeoutExpired):
             subprocess.run(["fusermount3", "-uz", "--", str(self.path)], capture_output=True, timeout=30, check=False)
             raise
-
-    def _sample(self) -> None:
-        while not self._ended.wait(0.1):
-            self._look()
-
-    def _look(self) -> None:
-        try:
-            text = Path(f"/proc/{self.pid}/status").read_text()
-        except OSError:
-            return
-        fields = {line.split(":")[0]: line.split() for line in text.splitlines() if line.startswith(("VmHWM", "VmRSS"))}
-        if "VmHWM" in fields:
-            self.peak = max(self.peak, int(fields["VmHWM"][1]) * 1024)
-            self.sampled = max(self.sampled, int(fields["VmRSS"][1]) * 1024)

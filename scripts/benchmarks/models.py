@@ -4,11 +4,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from lazyfs.config import Config
 from scripts.benchmarks.results import Line, at_most
-from scripts.benchmarks.rows import Row
-from scripts.benchmarks.stage import BUCKET, CONNECTIONS, MODEL, PART, SHAPED, Stage, WrongBytes
+from scripts.benchmarks.rows import Row, in_turns
+from scripts.benchmarks.stage import BUCKET, CONNECTIONS, MODEL, PART, SHAPED, TLS_SHAPED, Stage, WrongBytes
 
 
 def check(stage: Stage, loaded: dict[str, int]) -> None:
@@ -21,56 +22,60 @@ class Load(Row):
     """Every tensor through the mount, against downloading all shards and loading them then."""
 
     name = "R5"
+    shape = SHAPED
 
     def run(self, stage: Stage) -> Iterator[Line]:
         """As soon as the tensors are there, and how soon the first one is."""
-        ours, theirs, first, fetched = [], [], [], []
-        reads, demand = [], []
-        for turn in range(stage.repeat):
-            keys = stage.prepare_model()
-            with stage.fresh(SHAPED) as mount:
-                loaded = stage.work("load", directory=str(mount.path / MODEL))
-                counted = mount.settle()
-                reads.append(counted["reads"]["count"])
-                demand.append(counted["store"]["demand_bytes"] >> 20)
-                if turn == 0:
-                    check(stage, loaded)
-            ours.append(loaded["seconds"])
-            first.append(loaded["first"] * 1000)
-            stage.prepare_model()
-            target = stage.scratch / "downloaded"
-            target.mkdir()
-            got = stage.work(
-                "fetch_and_load",
-                endpoint=stage.endpoint,
-                bucket=BUCKET,
-                keys=keys,
-                directory=str(target),
-                connections=CONNECTIONS,
-                part=PART,
-            )
-            shutil.rmtree(target)
-            theirs.append(got["seconds"])
-            fetched.append(got["fetched"])
+        ours, theirs = in_turns(
+            stage.repeat, lambda turn: self._load(stage, turn), lambda _: self._fetch_and_load(stage)
+        )
         size = sum(path.stat().st_size for path in stage.model.iterdir())
+        reads, urgent = (", ".join(str(one[name]) for one in ours) for name in ("reads", "urgent"))
         yield Line(
             row=self.name,
-            workload=f"safetensors load, cold, shaped, {size >> 20} MiB / boto3 download, then load",
+            workload=f"safetensors load, cold, {self.shape.name}, {size >> 20} MiB / boto3 download, then load",
             unit="s",
-            ours=ours,
-            theirs=theirs,
+            ours=[one["seconds"] for one in ours],
+            theirs=[one["seconds"] for one in theirs],
             bound=at_most(0.6),
-            note=f"download alone {min(fetched):.2f} s; daemon had {', '.join(map(str, reads))} reads, "
-            f"fetched {', '.join(map(str, demand))} MiB urgently",
+            note=f"download alone {min(one['fetched'] for one in theirs):.2f} s; daemon had {reads} reads, "
+            f"fetched {urgent} MiB urgently",
         )
         yield Line(
             row=self.name,
             workload="  first tensor / time to first byte",
             unit="ms",
-            ours=first,
-            theirs=[SHAPED.first_byte_delay * 1000],
+            ours=[one["first"] * 1000 for one in ours],
+            theirs=[self.shape.first_byte_delay * 1000],
             bound=at_most(10),
         )
+
+    def _load(self, stage: Stage, turn: int) -> dict[str, Any]:
+        stage.prepare_model()
+        with stage.fresh(self.shape) as mount:
+            loaded = stage.work("load", directory=str(mount.path / MODEL))
+            counted = mount.settle()
+            if turn == 0:
+                check(stage, loaded)
+        return {**loaded, "reads": counted["reads"]["count"], "urgent": counted["store"]["demand_bytes"] >> 20}
+
+    def _fetch_and_load(self, stage: Stage) -> dict[str, Any]:
+        keys = stage.prepare_model()
+        stage.shape(self.shape)
+        target = stage.scratch / "downloaded"
+        target.mkdir()
+        wanted = {"bucket": BUCKET, "keys": keys, "connections": CONNECTIONS, "part": PART}
+        try:
+            return stage.work("fetch_and_load", endpoint=stage.endpoint, directory=str(target), **wanted)
+        finally:
+            shutil.rmtree(target)
+
+
+class LoadTls(Load):
+    """The same over TLS, boto3 too."""
+
+    name = "R5-TLS"
+    shape = TLS_SHAPED
 
 
 class WarmLoad(Row):

@@ -84,7 +84,7 @@ HEADINGS = ["row", "workload", "lazyfs", "compared", "ratio (min..max)", "bound"
 
 
 def _number(value: float) -> str:
-    return f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"  # infinity, too
 
 
 def _figure(values: Sequence[float], unit: str) -> str:

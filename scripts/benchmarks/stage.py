@@ -1,7 +1,10 @@
-"""What all rows share: the S3 server and its shape, the files it serves, the scratch directory, mounts, workers.
+"""What all rows share: the S3 servers and their shape, the files they serve, the scratch directory, mounts, workers.
 
 Its job: that every row starts from the same place: the server's page cache hot, the cache directory new, nothing left
 to be written to the disk by the measurement before.
+
+There is one server for each way of serving (plain HTTP, TLS, with slow connections), started when the first shape asks
+for it; all have the same files, and `server` is the one of the present shape.
 """
 
 import contextlib
@@ -19,6 +22,7 @@ from typing import Any, Self
 from lazyfs.config import Config
 from scripts.benchmarks.daemon import Mounted
 from scripts.benchmarks.files import make_file, make_model
+from scripts.benchmarks.slowserver import SlowFastS3
 from tests.servers.records import Request
 from tests.servers.remote import RemoteFastS3
 
@@ -41,16 +45,22 @@ class WrongBytes(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How the server answers: seconds to the first byte, bytes per second of a connection."""
+    """How the server answers: seconds to the first byte, bytes per second of a connection, and which server it is:
+    `http`, `tls`, or `slow`, see `slowserver`."""
 
     name: str
     first_byte_delay: float = 0.0
     connection_rate: float | None = None
+    server: str = "http"
 
 
 PLAIN = Shape("plain")
 SHAPED = Shape("shaped", 0.03, 90e6)
 """As S3 is."""
+FAR = Shape("50 ms", 0.05, 90e6)
+SLOW = Shape("one GET in 32 at 1 MB/s", 0.03, 90e6, "slow")
+TLS = Shape("TLS", server="tls")
+TLS_SHAPED = Shape("TLS shaped", 0.03, 90e6, "tls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +73,23 @@ class Peak:
 
 
 class Stage:
-    """A server and a scratch directory. `size` is that of the file; the model has half of it. `idle` in seconds."""
+    """Servers and a scratch directory. `size` is that of the file; the model has half of it. `idle` in seconds;
+    `patience` is how long a worker may take."""
 
     def __init__(self, scratch: Path, *, size: int, repeat: int, idle: float) -> None:
         self.scratch = scratch
         self.size = size
         self.repeat = repeat
         self.idle = idle
+        self.patience = WORKER_TIMEOUT
         self.row = ""
         self.peaks: list[Peak] = []
-        self.notes: list[str] = []
         self._mounts: list[Mounted] = []
         for name in ("served", "mnt", "home"):
             (scratch / name).mkdir()
-        self.server = RemoteFastS3()
+        self._served: dict[str, Path] = {}
+        self._servers: dict[str, RemoteFastS3] = {}
+        self.shape(PLAIN)
         self.file = scratch / "served" / FILE
         self.model = scratch / "served" / MODEL
 
@@ -89,10 +102,38 @@ class Stage:
         for mount in self._mounts:
             with contextlib.suppress(Exception):
                 mount.unmount()
-        self.server.stop()
+        for server in self._servers.values():
+            server.stop()
+
+    # ---- the server
+
+    def shape(self, shape: Shape) -> None:
+        """From now on `server` is the one of this shape, answers like this, and its log is empty."""
+        if shape.server not in self._servers:
+            server = self._servers[shape.server] = self._start(shape.server)
+            for key, path in self._served.items():
+                server.add_file(BUCKET, key, path)
+        self.server = self._servers[shape.server]
+        self.server.shape(first_byte_delay=shape.first_byte_delay, connection_rate=shape.connection_rate)
+        self.requests()
+
+    def _start(self, kind: str) -> RemoteFastS3:
+        match kind:
+            case "tls":
+                return RemoteFastS3(tls=self.scratch / "certificates")
+            case "slow":
+                return SlowFastS3()
+            case _:
+                return RemoteFastS3()
+
+    def serve(self, key: str, path: Path) -> None:
+        """Every server has this file, from where it is."""
+        self._served[key] = path
+        for server in self._servers.values():
+            server.add_file(BUCKET, key, path)
 
     @property
-    def endpoint(self) -> dict[str, str]:
+    def endpoint(self) -> dict[str, str | None]:
         """How a worker reaches the server."""
         server = self.server
         return {
@@ -100,7 +141,16 @@ class Stage:
             "access_key": server.access_key,
             "secret_key": server.secret_key,
             "region": server.region,
+            "ca_bundle": server.ca_bundle,
         }
+
+    def requests(self) -> list[Request]:
+        """What the server was asked since the last time."""
+        return self.server.take_log()
+
+    def fetched(self) -> int:
+        """Bytes of objects that the server sent since the last time it was asked."""
+        return sum(request.bytes_sent for request in self.requests() if request.kind == "GET")
 
     # ---- files
 
@@ -108,14 +158,14 @@ class Stage:
         """The file is on the server, and in the server's page cache."""
         if not self.file.exists():
             make_file(self.file, self.size)
-            self.server.add_file(BUCKET, FILE, self.file)
+            self.serve(FILE, self.file)
         self.work("read", path=str(self.file))
 
     def prepare_model(self) -> list[str]:
         """The model is on the server and in the server's page cache; its keys."""
         if not self.model.exists():
             for path in make_model(self.model, self.size // 2):
-                self.server.add_file(BUCKET, f"{MODEL}/{path.name}", path)
+                self.serve(f"{MODEL}/{path.name}", path)
         names = sorted(path.name for path in self.model.iterdir())
         for name in names:
             self.work("read", path=str(self.model / name))
@@ -123,9 +173,20 @@ class Stage:
 
     # ---- mounts
 
+    @property
+    def mountpoint(self) -> Path:
+        """Where everything is mounted, one at a time."""
+        return self.scratch / "mnt"
+
+    def environment(self) -> dict[str, str]:
+        """For a program that mounts: nobody's settings, credentials or certificates."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "LAZYFS_", "RCLONE_"))}
+        home = str(self.scratch / "home")
+        return env | {"HOME": home, "XDG_STATE_HOME": home, "AWS_EC2_METADATA_DISABLED": "true"}
+
     @contextlib.contextmanager
-    def mounted(self, cache: Path, *, prefix: str = "") -> Iterator[Mounted]:
-        """A mount of the bucket, or of a prefix of it, with this cache directory."""
+    def mounted(self, cache: Path) -> Iterator[Mounted]:
+        """A mount of the bucket with this cache directory."""
         server = self.server
         options = [
             f"--endpoint-url={server.url}",
@@ -134,11 +195,10 @@ class Stage:
             f"--memory-budget={MEMORY_BUDGET // MIB}MiB",
             f"--log-file={self.scratch / 'log'}",
         ]
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "LAZYFS_"))}
-        env |= {"HOME": str(self.scratch / "home"), "XDG_STATE_HOME": str(self.scratch / "home")}
-        env |= {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
-        env |= {"AWS_EC2_METADATA_DISABLED": "true"}
-        mount = Mounted(f"s3://{BUCKET}/{prefix}", self.scratch / "mnt", options, env)
+        if server.ca_bundle:
+            options.append(f"--ca-bundle={server.ca_bundle}")
+        env = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
+        mount = Mounted(f"s3://{BUCKET}/", self.mountpoint, options, self.environment() | env)
         self._mounts.append(mount)
         try:
             yield mount
@@ -148,9 +208,9 @@ class Stage:
             self.peaks.append(Peak(self.row, mount.peak, mount.sampled))
 
     @contextlib.contextmanager
-    def new_cache(self) -> Iterator[Path]:
+    def new_cache(self, name: str = "cache") -> Iterator[Path]:
         """An empty cache directory for a while; nothing of it is left, nor waits to be written, afterwards."""
-        cache = self.scratch / "cache"
+        cache = self.scratch / name
         cache.mkdir(mode=0o700)
         os.sync()
         try:
@@ -160,25 +220,13 @@ class Stage:
             os.sync()
 
     @contextlib.contextmanager
-    def fresh(self, shape: Shape, *, prefix: str = "") -> Iterator[Mounted]:
+    def fresh(self, shape: Shape) -> Iterator[Mounted]:
         """A mount that has nothing, of a server of this shape with an empty log."""
         with self.new_cache() as cache:
             self.shape(shape)
-            with self.mounted(cache, prefix=prefix) as mount:
+            with self.mounted(cache) as mount:
                 self.requests()
                 yield mount
-
-    def shape(self, shape: Shape) -> None:
-        """From now on the server answers like this."""
-        self.server.shape(first_byte_delay=shape.first_byte_delay, connection_rate=shape.connection_rate)
-
-    def requests(self) -> list[Request]:
-        """What the server was asked since the last time."""
-        return self.server.take_log()
-
-    def fetched(self) -> int:
-        """Bytes of objects that the server sent since the last time it was asked."""
-        return sum(request.bytes_sent for request in self.requests() if request.kind == "GET")
 
     # ---- processes
 
@@ -193,7 +241,10 @@ class Stage:
         found = []
         try:
             for process in processes:
-                said, _ = process.communicate(timeout=WORKER_TIMEOUT)
+                try:
+                    said, _ = process.communicate(timeout=self.patience)
+                except subprocess.TimeoutExpired:
+                    raise RuntimeError(f"{program} was not done after {self.patience:.0f} s") from None
                 if process.returncode != 0:
                     raise RuntimeError(f"{program} ended with status {process.returncode}")
                 found.append(json.loads(said))
@@ -216,8 +267,7 @@ class Stage:
         if os.geteuid() == 0:
             Path("/proc/sys/vm/drop_caches").write_text("3")
             return
-        for folder in ("served", "cache"):
-            for path in (self.scratch / folder).rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for path in (*(self.scratch / "served").rglob("*"), *self.scratch.glob("cache*/**/*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

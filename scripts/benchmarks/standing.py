@@ -1,10 +1,12 @@
-"""What a mount costs by being there: memory in everything that was measured (R9), and an idle minute (R12)."""
+"""What a mount costs by being there: memory in everything that was measured, and with many files open (R9), and an idle
+minute (R12)."""
 
 import time
 from collections.abc import Iterator
 
+from scripts.benchmarks.files import make_file
 from scripts.benchmarks.results import Line, at_most
-from scripts.benchmarks.rows import Row
+from scripts.benchmarks.rows import Row, in_turns
 from scripts.benchmarks.stage import FILE, MEMORY_BUDGET, MIB, PLAIN, Stage
 
 BESIDE_BUDGET = 120 * MIB
@@ -35,6 +37,43 @@ class Resident(Row):
             bound=at_most(1),
             note=f"in {most.what}; most seen at 10 Hz: {sampled >> 20} MiB",
         )
+
+
+OPEN = 500
+PIECE = 2 * MIB
+"""Files that are open at once, each with so much read of twice as much: together twice the memory budget."""
+
+
+class OpenFiles(Row):
+    """Memory with many files open and partly read, against one open of as many that were read."""
+
+    name = "R9-open"
+
+    def run(self, stage: Stage) -> Iterator[Line]:
+        """Each is a mount of its own, and looked at while what is open is open."""
+        piece = stage.scratch / "served" / "piece.bin"
+        make_file(piece, 2 * PIECE)
+        names = [f"many/{number:03}.bin" for number in range(OPEN)]
+        for name in names:
+            stage.serve(name, piece)
+        ours, theirs = in_turns(
+            stage.repeat,
+            lambda _: self._resident(stage, names, keep=True),
+            lambda _: self._resident(stage, names, keep=False),
+        )
+        yield Line(
+            row=self.name,
+            workload=f"resident memory, {OPEN} files read in part: all open / one open",
+            unit="MiB",
+            ours=ours,
+            theirs=theirs,
+            bound=at_most(1.1),
+        )
+
+    def _resident(self, stage: Stage, names: list[str], *, keep: bool) -> float:
+        with stage.fresh(PLAIN) as mount:
+            paths = [str(mount.path / name) for name in names]
+            return float(stage.work("hold", paths=paths, size=PIECE, keep=keep, pid=mount.pid)["resident"]) / MIB
 
 
 class Idle(Row):

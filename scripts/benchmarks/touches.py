@@ -21,22 +21,13 @@ class Touches(Row):
     def run(self, stage: Stage) -> Iterator[Line]:
         """With the advice that a careful program gives, and without any."""
         for advice, words in (("MADV_RANDOM", "MADV_RANDOM"), ("MADV_NORMAL", "no advice")):
-            fetched, latency, slow = [], [], []
-            for turn in range(stage.repeat):
-                stage.prepare_file()
-                with stage.fresh(SHAPED) as mount:
-                    path = str(mount.path / FILE)
-                    found = stage.work("touch", path=path, count=TOUCHES, seed=turn, advice=advice)
-                    mount.settle()
-                    fetched.append(stage.fetched() / TOUCHES / MIB)
-                latency.append(statistics.median(found["seconds"]) * 1000)
-                slow.append(statistics.quantiles(found["seconds"], n=10)[-1] * 1000)
-                self._check(stage, found["pages"], found["sums"])
+            found = [self._touch(stage, advice, turn) for turn in range(stage.repeat)]
+            slow = statistics.median(statistics.quantiles(seconds, n=10)[-1] for seconds, _ in found) * 1000
             yield Line(
                 row=self.name,
                 workload=f"{TOUCHES} random 4 KiB touches, cold, shaped, {words}: fetched per touch",
                 unit="MiB",
-                ours=fetched,
+                ours=[fetched for _, fetched in found],
                 theirs=[1],
                 bound=at_most(1),
             )
@@ -46,18 +37,31 @@ class Touches(Row):
                 row=self.name,
                 workload=f"  median latency, {words} / first byte + 1 MiB of a connection",
                 unit="ms",
-                ours=latency,
+                ours=[statistics.median(seconds) * 1000 for seconds, _ in found],
                 theirs=[ideal * 1000],
                 bound=at_most(1.3),
-                note=f"nine in ten within {statistics.median(slow):.0f} ms",
+                note=f"nine in ten within {slow:.0f} ms",
             )
 
-    def _check(self, stage: Stage, pages: list[int], sums: list[int]) -> None:
-        with stage.file.open("rb", buffering=0) as file:
-            for page, checksum in zip(pages, sums, strict=True):
-                file.seek(page * mmap.PAGESIZE)
-                if zlib.crc32(file.read(mmap.PAGESIZE)) != checksum:
-                    raise WrongBytes(f"{FILE}: wrong bytes in page {page}")
+    def _touch(self, stage: Stage, advice: str, turn: int) -> tuple[list[float], float]:
+        """Seconds of each touch, and MiB fetched for one."""
+        stage.prepare_file()
+        with stage.fresh(SHAPED) as mount:
+            path = str(mount.path / FILE)
+            found = stage.work("touch", path=path, count=TOUCHES, seed=turn, advice=advice)
+            mount.settle()
+            fetched = stage.fetched() / TOUCHES / MIB
+        check_pages(stage, found["pages"], found["sums"])
+        return found["seconds"], fetched
+
+
+def check_pages(stage: Stage, pages: list[int], sums: list[int]) -> None:
+    """`WrongBytes` unless these are the checksums of these pages of the file."""
+    with stage.file.open("rb", buffering=0) as file:
+        for page, checksum in zip(pages, sums, strict=True):
+            file.seek(page * mmap.PAGESIZE)
+            if zlib.crc32(file.read(mmap.PAGESIZE)) != checksum:
+                raise WrongBytes(f"{FILE}: wrong bytes in page {page}")
 
 
 class Floor(Row):

@@ -6,6 +6,7 @@ in a time. Must not know lazyfs: a path is a path, whatever is mounted there.
 
 import json
 import mmap
+import multiprocessing
 import os
 import queue
 import random
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def compare(path: str, original: str) -> dict[str, Any]:
             number += 1
 
 
-def _client(url: str, access_key: str, secret_key: str, region: str, connections: int) -> Any:
+def _client(url: str, access_key: str, secret_key: str, region: str, ca_bundle: str | None, connections: int) -> Any:
     import boto3  # noqa: PLC0415 - the other programs do without its 30 MB
     from botocore.config import Config  # noqa: PLC0415
 
@@ -56,11 +57,12 @@ def _client(url: str, access_key: str, secret_key: str, region: str, connections
         aws_access_key_id=access_key,
         aws_secret_access_key=secret_key,
         region_name=region,
+        verify=ca_bundle,
         config=Config(s3={"addressing_style": "path"}, max_pool_connections=connections),
     )
 
 
-def download(endpoint: dict[str, str], bucket: str, key: str, size: int, connections: int, part: int) -> dict[str, Any]:
+def download(endpoint: dict[str, Any], bucket: str, key: str, size: int, connections: int, part: int) -> dict[str, Any]:
     """Every byte of an object by boto3 into memory that is used again: one thread and one buffer for each connection,
     ranges of `part` bytes in order."""
     client = _client(**endpoint, connections=connections)
@@ -121,7 +123,7 @@ def load(directory: str) -> dict[str, Any]:
 
 
 def fetch_and_load(
-    endpoint: dict[str, str], bucket: str, keys: list[str], directory: str, connections: int, part: int
+    endpoint: dict[str, Any], bucket: str, keys: list[str], directory: str, connections: int, part: int
 ) -> dict[str, Any]:
     """What people do without a mount: download all files at once with boto3's transfer manager, then load them."""
     from boto3.s3.transfer import TransferConfig, create_transfer_manager  # noqa: PLC0415 - as boto3
@@ -174,8 +176,108 @@ def direct(path: str, size: int, span: int, count: int) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
+def first(path: str) -> dict[str, Any]:
+    """Seconds from open to the first 4 KiB, in which the first byte is."""
+    started = time.perf_counter()
+    descriptor = os.open(path, os.O_RDONLY)
+    got = os.read(descriptor, mmap.PAGESIZE)
+    return {"seconds": time.perf_counter() - started, "sum": zlib.crc32(got)}
+
+
+def slices(path: str, readers: int) -> dict[str, Any]:
+    """As many processes map the file, each walks its own slice of it; the checksum of each slice."""
+
+    def work(index: int) -> Callable[[], int]:
+        with open(path, "rb") as file:
+            mapped = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        start, stop = (len(mapped) * place // readers for place in (index, index + 1))
+        return lambda: _sum(mapped[at : min(at + MIB, stop)] for at in range(start, stop, MIB))
+
+    seconds, sums = _together(readers, work)
+    return {"seconds": seconds, "bytes": os.stat(path).st_size, "sums": sums}
+
+
+def walk(path: str, readers: list[list[list[int]]], mapped: bool) -> dict[str, Any]:
+    """Processes that read through one descriptor, or one mapping, that they share.
+
+    Each does its steps [start, stop, stride, size]: `size` bytes from each of range(start, stop, stride). The checksum
+    of what each read, and the bytes of all.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    memory = memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ))
+
+    def work(index: int) -> Callable[[], int]:
+        plan = [(at, size) for start, stop, stride, size in readers[index] for at in range(start, stop, stride)]
+        if mapped:
+            return lambda: _sum(memory[at : at + size] for at, size in plan)
+        buffer = memoryview(bytearray(max(size for _, size in plan)))
+        return lambda: _sum(_filled(descriptor, buffer[:size], at) for at, size in plan)
+
+    seconds, sums = _together(len(readers), work)
+    count = sum(len(range(*step[:3])) * step[3] for plan in readers for step in plan)
+    return {"seconds": seconds, "bytes": count, "sums": sums}
+
+
+def _filled(descriptor: int, buffer: memoryview, offset: int) -> memoryview:
+    if os.preadv(descriptor, [buffer], offset) != len(buffer):
+        raise OSError("a short read")
+    return buffer
+
+
+def _sum(views: Iterable[Any]) -> int:
+    """The checksum of all bytes. It is made at 40 GB/s, so it costs a timed walk nothing that shows."""
+    from awscrt.checksums import crc64nvme  # noqa: PLC0415 - as boto3
+
+    found = 0
+    for view in views:
+        found = crc64nvme(view, found)
+    return found
+
+
+def _together(count: int, work: Callable[[int], Callable[[], int]]) -> tuple[float, list[int]]:
+    """Fork as many processes. Each gets its work ready, and when all have, all do it at once. Seconds that it took, and
+    what each found. A process that fails is an OSError."""
+    _sum([b""])  # imports before anything is timed
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(count + 1)
+    found: Any = context.SimpleQueue()
+
+    def child(index: int) -> None:
+        ready = work(index)
+        barrier.wait()
+        found.put((index, ready(), time.monotonic()))
+
+    processes = [context.Process(target=child, args=(index,), daemon=True) for index in range(count)]
+    for process in processes:
+        process.start()
+    barrier.wait(60)
+    started = time.monotonic()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise OSError("a reader failed")
+    results = sorted(found.get() for _ in processes)
+    return max(ended for _, _, ended in results) - started, [result for _, result, _ in results]
+
+
+def hold(paths: list[str], size: int, keep: bool, pid: int) -> dict[str, Any]:
+    """Read the first `size` bytes of each file; the memory that process `pid` has then, with all of them open (`keep`)
+    or the last one only."""
+    buffer = memoryview(bytearray(MIB))
+    descriptor = -1
+    for path in paths:
+        if descriptor >= 0 and not keep:
+            os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        for start in range(0, size, MIB):
+            _filled(descriptor, buffer[: size - start], start)
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {"resident": int(fields["VmRSS"].split()[0]) * 1024}
+
+
 PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
-    program.__name__: program for program in (read, compare, download, load, fetch_and_load, touch, direct)
+    program.__name__: program
+    for program in (read, compare, download, load, fetch_and_load, touch, direct, first, slices, walk, hold)
 }
 
 
