@@ -6,7 +6,8 @@ they come through.
 
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.filesystem.tree import File
-from lazyfs.reading.streams import Budget, Streams
+from lazyfs.reading.streams import Streams
+from lazyfs.reading.windows import Budget
 
 
 class OpenFile:
@@ -30,10 +31,15 @@ class OpenFile:
         if offset >= stop:
             return b""
         plan = self._streams.observe(offset, stop)
-        if plan.start < plan.stop:
-            plan.reached(self._cache.start(version, plan.start, plan.stop, demand=stop))
+        for start, end in plan.dropped:
+            self._cache.drop(version, start, end)
+        for place, (start, end) in enumerate(plan.ranges):
+            # Before `demand` a chunk is urgent, and just behind it GETs are small. Below the read nothing is urgent.
+            reached = self._cache.start(version, start, end, demand=stop if end > offset else 0)
+            if reached < end:
+                plan.reached(place, reached)
+                break
         return await self._cache.read(version, offset, stop)
-
 
     def close(self) -> None:
         """The last handle is closed: read-ahead that waits in a queue need not be sent."""

@@ -1,97 +1,50 @@
 """Streams: runs of reads in one inode, detected by offset alone, and how far to read ahead of each.
 
-Its job: from the offsets of reads, whatever descriptor, thread or process they come through, find the runs and say
-which bytes to bring before they are asked for. Must not know what is cached or how bytes come. Pure: no I/O, no clock;
-time is counted in reads. Not thread safe; one loop.
+Its job: from the offsets of reads, whatever descriptor, thread or process they come through, find who goes on with
+what: runs upwards and downwards, and walks of equal steps. Must not know what is cached or how bytes come. Pure: no
+I/O, no clock; time is counted in reads. Not thread safe; one loop.
 
 Why by offset and not by descriptor: ranks that share one descriptor, and loaders that fault through mappings, look
 random to a detector that keeps one cursor for each handle.
+
+A read belongs to a run that is near it, or is the neighbour of a young run, or begins a young run, which may be a step
+of a walk. A young run plans nothing ahead. It becomes a run with its second read upwards or its third downwards, and
+with its fourth where many began of which nothing came.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from itertools import islice
 
-from lazyfs.objects import CHUNK_SIZE, KIB, MIB, align_down, align_up
+from lazyfs.objects import CHUNK_SIZE, align_down, align_up
+from lazyfs.reading.plans import NOTHING, Plan
+from lazyfs.reading.runs import Range, Run, Stride
+from lazyfs.reading.strides import Strides
+from lazyfs.reading.table import Table
+from lazyfs.reading.windows import (
+    EARLIEST,
+    FILE_BEGIN,
+    FIRST_SLACK,
+    LARGEST_WINDOW,
+    REMEMBERED,
+    SLACK,
+    Budget,
+)
 
-FIRST_WINDOW = 4 * MIB
-"""Read-ahead of a run seen for the second time: a header that is read in two steps costs no more than this."""
+__all__ = ["Budget", "Streams"]
 
-LARGEST_WINDOW = 256 * MIB
-"""At 30 ms to the first byte and 90 MB/s a connection, 32 connections of 8 MiB are busy with this."""
+MOST_YOUNG = 256
+"""Young runs remembered; of 256 random pages of 1 GiB, the next touch is beside one once in 500 touches."""
 
-STEP = 8 * MIB
-"""A window moves by whole steps, so that one GET brings one step."""
+YOUNG = 32
+"""A young run older than so many beginnings needs more reads to become a run, and so do all when half as many again
+began and none became one. Of 1 MiB reads at random whole MiB of 4 GiB, where chance makes the most neighbours, 4,000
+fetch up to 1.1 % more than their chunks; at random pages nothing."""
 
-SLACK = 4 * MIB
-"""A read this far before or behind a run still belongs to it: the kernel's read-ahead sends reads out of order."""
+NEIGHBOURS = 16
+"""Young runs that a small read may go on with though there is a gap."""
 
-FIRST_SLACK = 128 * KIB
-"""The same for what may be the second read of a run. Touches at random places come near an earlier one now and then;
-with less slack they are not taken for runs."""
-
-MOST_STREAMS = 256
-"""Runs remembered for one inode; the one idle for longest is forgotten."""
-
-ACTIVE_READS = 512
-"""A run that had no read among so many of the mount's last reads does not share in the budget."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to bring for one read: bytes [start, stop), chunk-aligned except at the end of the file.
-
-    Empty when all of it was planned before. `stream` is told by `reached` how far that went.
-    """
-
-    start: int
-    stop: int
-    stream: "Stream"
-
-    def reached(self, offset: int) -> None:
-        """Only bytes before `offset` are here or coming; the rest is planned again when there is room."""
-        self.stream.frontier = min(self.stream.frontier, max(offset, self.start))
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """One run. `position`: where its reads have got to; `frontier`: up to where bytes are planned; offsets in bytes."""
-
-    position: int
-    frontier: int
-    window: int = 0
-    used: int = 0
-    """Bytes read since the window last grew."""
-
-
-class Budget:
-    """Bytes of read-ahead that all streams of a mount may hold together, shared evenly among the active ones.
-
-    `first_window` is how a run begins: small, until a run was read to the end of its file. A model's shards are loaded
-    one after another in the same way, so the next one begins with a quarter of the window that the last had reached.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.first_window = FIRST_WINDOW
-        self._reads = 0
-        self._active: OrderedDict[int, int] = OrderedDict()
-
-    def finished(self, window: int) -> None:
-        """A run with this window got to the end of its file."""
-        self.first_window = max(FIRST_WINDOW, window // 4)
-
-    def abandoned(self) -> None:
-        """A run ended with most of its window unread: what comes next begins small."""
-        self.first_window = FIRST_WINDOW
-
-    def share(self, stream: Stream) -> int:
-        """Note a read of `stream`, and say how large its window may be."""
-        self._reads += 1
-        self._active[id(stream)] = self._reads
-        self._active.move_to_end(id(stream))
-        while next(iter(self._active.values())) <= self._reads - ACTIVE_READS:
-            self._active.popitem(last=False)
-        return self.size // len(self._active)
+LARGEST_ELEMENT = 2 * CHUNK_SIZE
+"""Elements up to this size that lie one below the other are a run downwards; SLACK covers the reads in one."""
 
 
 class Streams:
@@ -100,75 +53,242 @@ class Streams:
     def __init__(self, size: int, budget: Budget) -> None:
         self._size = size
         self._budget = budget
-        self._streams: list[Stream] = []
+        self._reads = 0
+        self._births = 0
+        # The beginning at which something last became of one.
+        self._fruitful = 0
+        self._table = Table(budget)
+        self._strides = Strides()
+        # Young runs by where they end, and by where they begin.
+        self._young: OrderedDict[int, Run] = OrderedDict()
+        self._young_low: dict[int, Run] = {}
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self._table) + len(self._young)
 
     def observe(self, start: int, stop: int) -> Plan:
         """A read of bytes [start, stop) is here; say what to bring, the read itself included."""
-        stream = self._match(start)
-        if stream is None:
-            return self._begin(start, stop)
-        share = self._budget.share(stream)
-        stream.used += stop - start
-        stream.position = max(stream.position, stop)
-        self._grow(stream, share)
-        if stop >= self._size:
-            self._budget.finished(stream.window)
-        return self._plan(stream, start, stop)
+        self._reads += 1
+        run = self._table.front
+        if start == run.high and run.step > 0:
+            run.high = stop
+            run.last = self._reads
+            part = run.upwards(start, stop, self._largest(run), self._size)
+            if stop >= self._size:
+                self._budget.finished(run.window)
+            return NOTHING if part is None else self._plan([part], run)
+        found = self._table.find(start, stop)
+        if found is None:
+            young = self._neighbour(start, stop)
+            return self._begin(start, stop) if young is None else self._grow(young, start, stop)
+        if found.step > 0 and start - found.high >= CHUNK_SIZE:
+            jumped = self._jump(found, start, stop)
+            if jumped is not None:
+                return jumped
+        return self._go_on(found, start, stop)
 
-    def close(self) -> list[tuple[int, int]]:
+    def close(self) -> list[Range]:
         """Nobody reads the inode any more; the bytes that were planned ahead and never reached."""
-        unread = [(s.position, s.frontier) for s in self._streams if s.window and s.frontier > s.position]
-        if any(s.window > FIRST_WINDOW and s.frontier - s.position > s.window // 2 for s in self._streams):
-            self._budget.abandoned()
-        self._streams.clear()
+        unread = self._table.close()
+        for stride in self._strides.all():
+            unread += self._abandon(stride)
+        self._strides = Strides()
+        self._young.clear()
+        self._young_low.clear()
         return unread
 
-    def _begin(self, start: int, stop: int) -> Plan:
-        """A read that goes on with no run may begin one: bring its chunks and no more. Inside the window of another
-        run, what that one planned counts as planned."""
-        need = min(self._size, align_up(stop))
-        planned = max((s.frontier for s in self._streams if s.position <= start and need <= s.frontier), default=0)
-        stream = Stream(position=stop, frontier=max(need, planned))
-        self._streams.insert(0, stream)
-        del self._streams[MOST_STREAMS:]
-        return Plan(need, need, stream) if planned else Plan(align_down(start), need, stream)
+    # ---- runs
 
-    def _match(self, start: int) -> Stream | None:
-        """The stream that this read goes on with, moved to the front: a run goes on where its last read was."""
-        for index, stream in enumerate(self._streams):
-            if abs(start - stream.position) <= (SLACK if stream.window else FIRST_SLACK):
-                if index:
-                    del self._streams[index]
-                    self._streams.insert(0, stream)
-                return stream
+    def _go_on(self, run: Run, start: int, stop: int) -> Plan:
+        """The read belongs to this run, near where it had got to."""
+        parts: list[Range] = []
+        if run.step > 0 and start < run.high:
+            # It was jumped over, perhaps before anything there was planned.
+            run.hole = max(0, run.hole - (stop - start))
+            parts.append(self._need(start, stop))
+        run.low = min(run.low, start)
+        run.high = max(run.high, stop)
+        run.last = self._reads
+        if run.step < 0:
+            parts = run.downwards(self._largest(run))
+        else:
+            part = run.upwards(start, stop, self._largest(run), self._size)
+            if part is not None:
+                parts.append(part)
+            if stop >= self._size:
+                self._budget.finished(run.window)
+        self._table.to_front(run)
+        return self._plan(parts, run) if parts else NOTHING
+
+    def _plan(self, parts: list[Range], run: Run) -> Plan:
+        """The plan for a read of this run, and what it is time to give up of others."""
+        if run.window and run not in self._table.active:
+            self._table.to_front(run)
+        return Plan(tuple(parts), self._table.left(self._reads), run)
+
+    def _jump(self, run: Run, start: int, stop: int) -> Plan | None:
+        """The read is a chunk or more behind the end of a run. None if it may be one that passed another; else it was
+        no run but a walk of close steps, or too many bytes were jumped over for a run."""
+        gap, step = start - run.high, start - run.element
+        length = step - gap
+        jumps = run.jumps + 1 if step == run.jump else 0
+        hole = run.hole + gap
+        if jumps >= 2 and hole > jumps * gap:
+            dropped = self._table.rest(run)
+            run.bounded, run.expect = True, length  # what lies behind it belongs to the walk
+            return self._walk(start, stop, step, length, tuple(dropped))
+        if hole > max(SLACK, (run.high - run.low) // 2):
+            return self._begin(start, stop)
+        run.hole, run.jumps, run.jump, run.element = hole, jumps, step, start
         return None
 
-    def _grow(self, stream: Stream, share: int) -> None:
-        largest = min(LARGEST_WINDOW, share)
-        if stream.window == 0:
-            stream.window = self._budget.first_window
-        elif stream.used >= stream.window // 4:
-            stream.window *= 2
-        else:
-            stream.window = min(stream.window, max(CHUNK_SIZE, largest))
+    def _establish(self, run: Run, step: int) -> None:
+        """From here on it is a run."""
+        run.step = step
+        self._fruitful = self._births
+        if step < 0:
             return
-        stream.used = 0
-        stream.window = min(stream.window, max(CHUNK_SIZE, largest))
+        # Inside the window of another run, what that one planned counts as planned.
+        for other in self._table.active:
+            if other.step > 0 and other.high <= run.low and run.high <= other.frontier:
+                run.frontier = max(run.frontier, other.frontier)
+        if run.low < FILE_BEGIN:
+            run.window = self._budget.first_window
+        front = self._table.front
+        length = front.high - front.low
+        if front.step > 0 and not front.bounded and front.last < run.begun and length <= REMEMBERED:
+            run.expect = length
 
-    def _plan(self, stream: Stream, start: int, stop: int) -> Plan:
-        """From what is planned to the end of the window, if that is at least a step or the window half empty."""
-        target = align_up(stream.position + stream.window)
-        if stream.window >= 2 * STEP:
-            target = align_down(target, STEP)
-        target = min(self._size, target)
-        need = min(self._size, align_up(stop))
-        begin = min(stream.frontier, target)
-        low_water = min(STEP, stream.window // 2)
-        if target - begin >= low_water or (target == self._size and target > begin) or begin < need:
-            target = max(target, need)
-            stream.frontier = max(stream.frontier, target)
-            return Plan(align_down(start) if begin < need else begin, target, stream)
-        return Plan(need, need, stream)
+    def _largest(self, stream: Run | Stride) -> int:
+        share = self._budget.share(id(stream))
+        return LARGEST_WINDOW if share >= LARGEST_WINDOW else max(CHUNK_SIZE, share)
+
+    # ---- young runs
+
+    def _need(self, start: int, stop: int) -> Range:
+        return align_down(start), min(self._size, align_up(stop))
+
+    def _neighbour(self, start: int, stop: int) -> Run | None:
+        """The young run that this read goes on with."""
+        found = self._young.get(start) or self._young_low.get(stop)
+        if found is None and stop - start <= FIRST_SLACK:
+            for run in islice(reversed(self._young.values()), NEIGHBOURS):
+                if 0 < start - run.high <= FIRST_SLACK:
+                    return run
+        return found
+
+    def _grow(self, run: Run, start: int, stop: int) -> Plan:
+        """A neighbour of a young run, which may be a run now."""
+        self._forget_young(run)
+        run.last = self._reads
+        first, last = self._need(start, stop)
+        if start >= run.high:
+            run.ups += 1
+            first = max(first, run.frontier)
+        else:
+            run.downs += 1
+            last = min(last, align_down(run.low))
+        quick = self._births - run.birth <= YOUNG and self._births - self._fruitful <= YOUNG * 3 // 2
+        needed = 1 if quick else 3
+        step = 1 if run.ups >= needed else -1 if run.downs > needed else 0
+        if step and max(stop, run.high) - min(start, run.low) >= EARLIEST:
+            if step < 0:
+                run.frontier = max(last, align_down(run.low))
+            self._establish(run, step)
+            return self._go_on(run, start, stop)
+        run.low, run.high, run.frontier = min(run.low, start), max(run.high, stop), max(run.frontier, last)
+        self._remember(run)
+        return Plan(((first, last),), (), run) if first < last else NOTHING
+
+    def _remember(self, run: Run) -> None:
+        self._young[run.high] = run
+        self._young.move_to_end(run.high)
+        self._young_low[run.low] = run
+        if len(self._young) > MOST_YOUNG:
+            self._forget_young(next(iter(self._young.values())))
+
+    def _forget_young(self, run: Run) -> None:
+        if self._young.get(run.high) is run:
+            del self._young[run.high]
+        if self._young_low.get(run.low) is run:
+            del self._young_low[run.low]
+
+    def _begin(self, start: int, stop: int) -> Plan:
+        """A read that goes on with nothing: bring its chunks and, if it is a step of a walk, what comes next."""
+        self._births += 1
+        expected = self._strides.expected(start)
+        if expected is not None:
+            return self._element(*expected, start, stop)
+        need = self._need(start, stop)
+        run = self._new(start, stop)
+        chain = self._strides.detect(run)
+        if chain is not None:
+            step = (start - chain[0].element) // (len(chain) - 1)
+            length = max(each.high - each.element for each in chain[:-1])
+            gap = abs(step) - length
+            if gap >= CHUNK_SIZE or (step < 0 and length > LARGEST_ELEMENT and gap >= 0):
+                held = [each for each in chain[:-1] if each in self._table.active]
+                dropped = [part for each in held for part in self._table.rest(each)]
+                return self._walk(start, stop, step, length, tuple(dropped))
+            shortest = min(each.high - each.element for each in chain[:-1])
+            if gap > -CHUNK_SIZE and abs(step) - shortest < CHUNK_SIZE:
+                return self._merge(run, chain, 1 if step > 0 else -1)
+        self._remember(run)
+        broken = self._strides.broken(self._births)
+        given_up = () if broken is None else tuple(self._abandon(broken))
+        front = self._table.front
+        if front.step > 0 and front.high <= start and need[1] <= front.frontier:
+            return Plan((), given_up) if given_up else NOTHING
+        return Plan((need,), given_up, run)
+
+    def _new(self, start: int, stop: int) -> Run:
+        frontier = self._need(start, stop)[1]
+        return Run(start, stop, frontier, 0, self._reads, self._reads, self._births, element=start)
+
+    # ---- walks of equal steps
+
+    def _merge(self, run: Run, chain: list[Run], step: int) -> Plan:
+        """Steps so close that they leave no chunk out are a run."""
+        start, stop = run.low, run.high
+        for each in chain:
+            self._forget_young(each)
+        run.low = min(each.low for each in chain)
+        run.high = start if step > 0 else max(each.high for each in chain)
+        self._establish(run, step)
+        run.expect = 0
+        run.frontier = align_down(chain[-2].low) if step < 0 else max(align_down(start), chain[-2].frontier)
+        return self._go_on(run, start, stop)
+
+    def _walk(self, start: int, stop: int, step: int, length: int, dropped: tuple[Range, ...]) -> Plan:
+        """A walk of equal steps was found, of which this read is one."""
+        stride = Stride(start, step, length)
+        pushed = self._strides.add(stride, self._births)
+        if pushed is not None:
+            dropped += tuple(self._abandon(pushed))
+        self._fruitful = self._births
+        return self._step(stride, start, stop, planned=False, dropped=dropped)
+
+    def _element(self, stride: Stride, number: int, start: int, stop: int) -> Plan:
+        """A read begins element `number` after the current one of a walk."""
+        self._fruitful = self._births
+        planned = stride.covers(number, self._need(start, stop))
+        self._strides.go_on(stride, start, number, self._births)
+        return self._step(stride, start, stop, planned=planned, dropped=())
+
+    def _step(self, stride: Stride, start: int, stop: int, *, planned: bool, dropped: tuple[Range, ...]) -> Plan:
+        """Bring the element that begins here, unless it is planned, and those in the window after it."""
+        run = self._new(start, stop)
+        if stride.length > stop - start:
+            run.step, run.bounded, run.expect = 1, True, stride.length
+            run.frontier = self._need(start, start + stride.length)[1]
+            self._table.to_front(run)
+        else:
+            self._remember(run)
+        parts = stride.ahead(self._largest(stride), self._size)
+        if not planned:
+            parts.insert(0, (align_down(start), run.frontier))
+        return Plan(tuple(parts), dropped, run, stride, self._size) if parts or dropped else NOTHING
+
+    def _abandon(self, stride: Stride) -> list[Range]:
+        self._budget.forget(id(stride))
+        return stride.unread(self._size)

@@ -1,4 +1,4 @@
-"""Streams: the exact plan for every shape of reading that loaders are known to have."""
+"""Streams: runs, their windows, the budget, and what is given up. The walks are in test_walks.py."""
 
 from itertools import pairwise
 
@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.objects import CHUNK_SIZE, GIB, KIB, MIB, align_down, align_up
-from lazyfs.reading.streams import FIRST_WINDOW, LARGEST_WINDOW, MOST_STREAMS, STEP, Budget, Plan, Streams
+from lazyfs.reading.plans import Plan
+from lazyfs.reading.streams import MOST_YOUNG, Streams
+from lazyfs.reading.table import LEFT
+from lazyfs.reading.windows import LARGEST_WINDOW, STEP, Budget
 
 SIZE = 4 * GIB
 
@@ -17,20 +20,17 @@ def streams(size: int = SIZE, budget: int = GIB) -> Streams:
 
 
 def span(plan: Plan) -> tuple[int, int] | None:
-    """What a plan brings, in MiB; None for nothing."""
-    return None if plan.start >= plan.stop else (plan.start // MIB, -(-plan.stop // MIB))
+    """The one range that a plan brings, in MiB; None for nothing."""
+    if not plan.ranges:
+        return None
+    [(start, stop)] = plan.ranges
+    return start // MIB, -(-stop // MIB)
 
 
 def walk(made: Streams, start: int, stop: int, size: int) -> list[tuple[int, int]]:
     """The spans planned for reads of `size` bytes one after another."""
     found = (span(made.observe(offset, min(offset + size, stop))) for offset in range(start, stop, size))
     return [one for one in found if one is not None]
-
-
-def test_a_sequential_walk_doubles_its_window() -> None:
-    """1 MiB alone, then 4 MiB ahead, then twice as much each time a quarter of it was used."""
-    plans = walk(streams(), 0, 24 * MIB, MIB)
-    assert plans[:6] == [(0, 1), (1, 6), (6, 11), (11, 24), (24, 40), (40, 48)]
 
 
 def test_a_sequential_walk_plans_each_byte_once() -> None:
@@ -54,7 +54,7 @@ def test_a_window_has_an_end() -> None:
     made = streams()
     for offset in range(0, 2 * GIB, MIB):
         plan = made.observe(offset, offset + MIB)
-        assert plan.stop <= align_up(offset + MIB + LARGEST_WINDOW)
+        assert all(stop <= align_up(offset + MIB + LARGEST_WINDOW) for _, stop in plan.ranges)
 
 
 def test_a_touch_costs_its_chunk() -> None:
@@ -62,39 +62,7 @@ def test_a_touch_costs_its_chunk() -> None:
     made = streams()
     for offset in (0, 700 * MIB + 12 * KIB, 3 * GIB + 5 * KIB * 100, 90 * MIB):
         plan = made.observe(offset, offset + 4 * KIB)
-        assert (plan.start, plan.stop) == (align_down(offset), align_up(offset + 4 * KIB))
-
-
-def test_random_touches_bring_no_more_than_a_chunk_each() -> None:
-    """A touch that comes near an earlier one is not taken for a run."""
-    made = streams()
-    offsets = [(number * 7919 * 37 % 4001) * MIB + 512 * KIB for number in range(400)]
-    planned = sum(max(0, plan.stop - plan.start) for plan in (made.observe(o, o + 4 * KIB) for o in offsets))
-    assert planned <= len(offsets) * CHUNK_SIZE
-
-
-def test_a_header_and_a_jump() -> None:
-    """The length, then the header right behind it: some MiB at most. A tensor far away costs its chunk."""
-    made = streams()
-    assert span(made.observe(0, 16 * KIB)) == (0, 1)
-    assert span(made.observe(16 * KIB, 64 * KIB)) == (1, 1 + FIRST_WINDOW // MIB)
-    assert span(made.observe(2 * GIB, 2 * GIB + 128 * KIB)) == (2048, 2049)
-
-
-def test_interleaved_readers_are_streams_of_their_own() -> None:
-    """16 readers through one descriptor, each in its own slice: each gets the plans it would get alone."""
-    slice_size = SIZE // 16
-    together = streams(budget=16 * GIB)
-    plans: dict[int, list[tuple[int, int]]] = {rank: [] for rank in range(16)}
-    for step in range(24):
-        for rank in range(16):
-            start = rank * slice_size + step * MIB
-            found = span(together.observe(start, start + MIB))
-            if found is not None:
-                base = rank * slice_size // MIB
-                plans[rank].append((found[0] - base, found[1] - base))
-    alone = walk(streams(), 0, 24 * MIB, MIB)
-    assert all(plans[rank] == alone for rank in range(16))
+        assert plan.ranges == ((align_down(offset), align_up(offset + 4 * KIB)),)
 
 
 def test_reads_out_of_order_are_one_run() -> None:
@@ -111,6 +79,7 @@ def test_a_jump_inside_a_window_is_not_fetched_again() -> None:
     walk(made, 0, 64 * MIB, MIB)
     inside = 90 * MIB
     assert span(made.observe(inside, inside + MIB)) is None
+    assert span(made.observe(inside + MIB, inside + 2 * MIB)) is None
     assert len(made) == 2
 
 
@@ -118,8 +87,7 @@ def test_the_end_of_the_file_is_the_end() -> None:
     """No plan reaches past the size, and the last bytes are planned though they are less than a step."""
     size = 10 * MIB + 5
     made = streams(size)
-    assert walk(made, 0, size, MIB)[-1] == (6, 11)
-    assert made.observe(size - 5, size).stop <= size
+    assert walk(made, 0, size, MIB) == [(0, 1), (1, 10), (10, 11)]
 
 
 def test_a_short_budget_shrinks_every_window() -> None:
@@ -130,7 +98,19 @@ def test_a_short_budget_shrinks_every_window() -> None:
             start = reader * 512 * MIB + step * MIB
             plan = made.observe(start, start + MIB)
             if step > 16:
-                assert plan.stop - (start + MIB) <= 64 * MIB // 8 + CHUNK_SIZE
+                assert all(stop - (start + MIB) <= 64 * MIB // 8 + CHUNK_SIZE for _, stop in plan.ranges)
+
+
+def test_a_window_grows_again_when_others_are_idle() -> None:
+    """A run shares the budget with those that read, not with those that did."""
+    budget = Budget(64 * MIB)
+    one, other = Streams(SIZE, budget), Streams(SIZE, budget)
+    walk(one, 0, 64 * MIB, MIB)
+    walk(other, 0, 64 * MIB, MIB)
+    assert budget.share(0) == 64 * MIB // 3
+    for _ in range(600):
+        budget.share(0)
+    assert budget.share(0) == 64 * MIB
 
 
 def test_what_was_not_reached_is_planned_again() -> None:
@@ -138,33 +118,124 @@ def test_what_was_not_reached_is_planned_again() -> None:
     made = streams()
     made.observe(0, MIB)
     plan = made.observe(MIB, 2 * MIB)
-    assert span(plan) == (1, 6)
-    plan.reached(3 * MIB)
-    assert span(made.observe(2 * MIB, 3 * MIB)) == (3, 11)
+    assert span(plan) == (1, 10)
+    plan.reached(0, 3 * MIB)
+    assert span(made.observe(2 * MIB, 3 * MIB)) == (3, 15)
+
+
+def test_ranges_that_were_not_reached_are_planned_again_downwards() -> None:
+    """Of a backward run, from the range that memory was too short for on down."""
+    made = streams()
+    for number in (500, 499):
+        made.observe(number * MIB, (number + 1) * MIB)
+    plan = made.observe(498 * MIB, 499 * MIB)
+    assert [stop // MIB for _, stop in plan.ranges[:4]] == [499, 498, 497, 496]
+    plan.reached(2, 496 * MIB)
+    assert made.observe(497 * MIB, 498 * MIB).ranges[0] == (496 * MIB, 497 * MIB)
+
+
+def test_elements_that_were_not_reached_are_planned_again() -> None:
+    """Of a strided walk, from the element that memory was too short for on."""
+    made = streams()
+    plans = [made.observe(number * 16 * MIB, number * 16 * MIB + MIB) for number in range(4)]
+    assert [start // MIB for start, _ in plans[3].ranges] == [48, 64, 80]
+    plans[3].reached(1, 64 * MIB)
+    assert [start // MIB for start, _ in made.observe(64 * MIB, 65 * MIB).ranges] == [64, 80, 96, 112, 128]
 
 
 def test_the_next_shard_begins_as_the_last_one_ended() -> None:
-    """After a file was read to its end, runs of others begin with a quarter of its window, until one is abandoned."""
+    """After a file was read to its end, runs at the beginning of others have a quarter of its window at least, until
+    one is abandoned."""
     budget = Budget(GIB)
     first, second, third = (Streams(256 * MIB, budget) for _ in range(3))
     walk(first, 0, 256 * MIB, MIB)
     assert first.close() == []
     assert walk(second, 0, 2 * MIB, MIB) == [(0, 1), (1, 64)]
     assert second.close() == [(2 * MIB, 64 * MIB)]
-    assert walk(third, 0, 2 * MIB, MIB) == [(0, 1), (1, 6)]
+    assert walk(third, 0, 2 * MIB, MIB) == [(0, 1), (1, 10)]
 
 
-def test_runs_are_forgotten_from_the_oldest() -> None:
+def test_a_header_after_a_shard_wastes_nothing() -> None:
+    """What the last shard taught is for runs of a chunk and more, not for a scan over the headers of others."""
+    budget = Budget(GIB)
+    walk(Streams(256 * MIB, budget), 0, 256 * MIB, MIB)
+    assert budget.first_window == 64 * MIB
+    for _ in range(8):
+        scanned = Streams(256 * MIB, budget)
+        plans = [span(scanned.observe(*read)) for read in ((0, 16 * KIB), (16 * KIB, 64 * KIB), (64 * KIB, 192 * KIB))]
+        assert plans == [(0, 1), None, None]
+        assert scanned.close() == []
+
+
+def test_the_read_ahead_of_a_run_that_was_left_is_dropped() -> None:
+    """Another run went on for LEFT reads for each of the two; what the first had planned is given up, once, and
+    planned again when it goes on."""
+    made = streams()
+    walk(made, 0, 8 * MIB, MIB)
+    dropped: list[tuple[int, tuple[tuple[int, int], ...]]] = []
+    for number in range(80):
+        plan = made.observe(GIB + number * MIB, GIB + (number + 1) * MIB)
+        if plan.dropped:
+            dropped.append((number, plan.dropped))
+    [(number, ranges)] = dropped
+    assert LEFT * 2 <= number < LEFT * 3
+    assert ranges == ((8 * MIB, 72 * MIB),)
+    again = made.observe(8 * MIB, 9 * MIB)
+    assert span(again) == (8, 80)
+    assert made.close()[-1][0] in {9 * MIB, GIB + 80 * MIB}
+
+
+def test_what_is_dropped_is_nobody_elses() -> None:
+    """A reader that skips a tensor inside its window keeps what is planned behind it; the bytes it skipped go."""
+    made = streams()
+    walk(made, 0, 16 * MIB, MIB)
+    dropped = [made.observe(n * MIB, (n + 1) * MIB).dropped for n in range(60, 140)]
+    assert [each for each in dropped if each] == [((16 * MIB, 60 * MIB),)]
+
+
+def test_a_strided_walk_that_breaks_is_dropped() -> None:
+    """Elements planned ahead are given up when others begin and none of the walk."""
+    made = streams()
+    for number in range(4):
+        made.observe(number * 16 * MIB, number * 16 * MIB + MIB)
+    touches = [2000, 3100, 2710, 3333, 2222, 3900, 2555, 3011, 2888, 3777]
+    dropped = [made.observe(n * MIB, n * MIB + 4 * KIB).dropped for n in touches]
+    assert [each for each in dropped if each] == [((64 * MIB, 65 * MIB), (80 * MIB, 81 * MIB))]
+    assert made.close() == []
+
+
+def test_what_is_planned_and_not_reached_is_told_at_the_end() -> None:
+    """Of every kind of walk."""
+    made = streams()
+    for number in range(4):
+        made.observe(number * 16 * MIB, number * 16 * MIB + MIB)
+    walk(made, GIB, GIB + 2 * MIB, MIB)
+    for number in (3000, 2999, 2998):
+        made.observe(number * MIB, (number + 1) * MIB)
+    assert sorted(made.close()) == [
+        (64 * MIB, 65 * MIB),
+        (80 * MIB, 81 * MIB),
+        (GIB + 2 * MIB, GIB + 10 * MIB),
+        (2986 * MIB, 2998 * MIB),
+    ]
+    assert len(made) == 0
+
+
+def test_touches_are_forgotten_from_the_oldest() -> None:
     """A file touched everywhere does not grow the table without end."""
     made = streams(64 * GIB)
-    for number in range(MOST_STREAMS + 50):
-        made.observe(number * 64 * MIB, number * 64 * MIB + 4 * KIB)
-    assert len(made) == MOST_STREAMS
+    for number in range(MOST_YOUNG + 50):
+        offset = (number * 7919 % 16381) * 4 * MIB
+        made.observe(offset, offset + 4 * KIB)
+    assert len(made) == MOST_YOUNG
 
 
 @given(
     size=st.integers(1, 300 * MIB),
-    reads=st.lists(st.tuples(st.integers(0, 300 * MIB), st.integers(1, MIB)), max_size=60),
+    reads=st.lists(
+        st.tuples(st.integers(0, 300 * MIB) | st.integers(0, 40).map(lambda n: n * MIB // 2), st.integers(1, MIB)),
+        max_size=60,
+    ),
     budget=st.integers(0, 256 * MIB),
 )
 def test_every_read_is_planned(size: int, reads: list[tuple[int, int]], budget: int) -> None:
@@ -174,10 +245,9 @@ def test_every_read_is_planned(size: int, reads: list[tuple[int, int]], budget: 
     for offset, length in reads:
         start = offset % size
         stop = min(size, start + length)
-        plan = made.observe(start, stop)
-        if plan.start < plan.stop:
-            assert plan.start % CHUNK_SIZE == 0
-            assert plan.stop % CHUNK_SIZE == 0 or plan.stop == size
-            assert plan.stop <= size
-            planned |= set(range(plan.start // CHUNK_SIZE, -(-plan.stop // CHUNK_SIZE)))
+        for first, last in made.observe(start, stop).ranges:
+            assert 0 <= first < last <= size
+            assert first % CHUNK_SIZE == 0
+            assert last % CHUNK_SIZE == 0 or last == size
+            planned |= set(range(first // CHUNK_SIZE, -(-last // CHUNK_SIZE)))
         assert planned >= set(range(start // CHUNK_SIZE, -(-stop // CHUNK_SIZE)))
