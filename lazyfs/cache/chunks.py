@@ -11,7 +11,7 @@ lent until each lands or the flight ends; a waiter's chunk is pinned from landin
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import trio
 
@@ -67,8 +67,9 @@ class ChunkCache:
 
     # ---- for readers
 
-    def start(self, version: ObjectVersion, start: int, stop: int, *, demand: int) -> int:
-        """Set bytes [start, stop) on their way if they are not here or coming; those before `demand` are urgent.
+    def start(self, version: ObjectVersion, start: int, stop: int, *, demand: int, lane: Hashable = None) -> int:
+        """Set bytes [start, stop) on their way if they are not here or coming; those before `demand` are urgent, the
+        rest shares connections evenly with what other lanes queue.
 
         Returns the offset up to which all is here or coming: less than `stop` when memory is short. Never waits.
         """
@@ -82,8 +83,8 @@ class ChunkCache:
             elif self._memory.get(key) is None:
                 missing.append(number)
         for span in self._spans(version, missing, demand):
-            urgent = span.start * CHUNK_SIZE < demand
-            launched = self._launch(version, span, urgent=urgent)
+            claim = Claim(urgent=span.start * CHUNK_SIZE < demand, lane=lane)
+            launched = self._launch(version, span, claim)
             if launched < len(span):
                 return (span.start + launched) * CHUNK_SIZE
         return stop
@@ -211,16 +212,16 @@ class ChunkCache:
 
     # ---- flights
 
-    def _launch(self, version: ObjectVersion, span: range, *, urgent: bool) -> int:
+    def _launch(self, version: ObjectVersion, span: range, claim: Claim) -> int:
         """Start one flight for chunks that have none; how many of them it brings, as memory allows."""
-        slots = self._memory.lend(len(span), urgent=urgent)
-        if slots is None and urgent:
+        slots = self._memory.lend(len(span), urgent=claim.urgent)
+        if slots is None and claim.urgent:
             slots = self._memory.lend(1, urgent=True) or self._lend_by_giving_up_writes()
             span = span[:1]
         if slots is None:
             return 0
         views = [self._memory.slot_view(slot, version.chunk_length(n)) for slot, n in zip(slots, span, strict=True)]
-        flight = Flight(version, span, slots, views, Claim(urgent=urgent))
+        flight = Flight(version, span, slots, views, claim)
         for number in span:
             self._flights[version.object_id, number] = flight
         self._nursery.start_soon(self._fly, flight)

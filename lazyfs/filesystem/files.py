@@ -35,7 +35,8 @@ class OpenFile:
             self._cache.drop(version, start, end)
         for place, (start, end) in enumerate(plan.ranges):
             # Before `demand` a chunk is urgent, and just behind it GETs are small. Below the read nothing is urgent.
-            reached = self._cache.start(version, start, end, demand=stop if end > offset else 0)
+            demand = stop if end > offset else 0
+            reached = self._cache.start(version, start, end, demand=demand, lane=plan.stride or plan.run)
             if reached < end:
                 plan.reached(place, reached)
                 break

@@ -4,6 +4,7 @@ Must not know how runs are found or where chunks are. Pure; time is counted in r
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from lazyfs.objects import CHUNK_SIZE, KIB, MIB
 
@@ -49,15 +50,17 @@ ACTIVE_READS = 512
 
 
 class Budget:
-    """Bytes of read-ahead that all streams of a mount may hold together, shared evenly among the active ones.
+    """Bytes of read-ahead that all streams of a mount may hold together, shared evenly among the active ones: `size` at
+    most, and what `useful` says that it pays to have under way, once it can say so.
 
     `first_window` is the least that a run at the beginning of a file has ahead: nothing, until a run was read to the
     end of its file. A model's shards are loaded one after another in the same way, so the next one begins with a
     quarter of the window that the last had reached.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, useful: Callable[[], int | None] = lambda: None) -> None:
         self.size = size
+        self._useful = useful
         self.first_window = 0
         self._reads = 0
         self._active: OrderedDict[int, int] = OrderedDict()
@@ -79,11 +82,13 @@ class Budget:
         if stream != self._latest:
             active.move_to_end(stream)
             self._latest = stream
+        useful = self._useful()
+        size = self.size if useful is None or useful > self.size else useful
         if len(active) == 1:
-            return self.size
+            return size
         while next(iter(active.values())) <= self._reads - ACTIVE_READS:
             active.popitem(last=False)
-        return self.size // len(active)
+        return size // len(active)
 
     def forget(self, stream: int) -> None:
         """The stream with this id is gone; ids are used again."""

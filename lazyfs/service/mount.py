@@ -105,7 +105,7 @@ class RunningMount:
             age=self.listings.age,
             ttl=ttl,
         )
-        self.files = OpenFiles(self.chunks, Budget(int(budget * READ_AHEAD_SHARE)))
+        self.files = OpenFiles(self.chunks, Budget(int(budget * READ_AHEAD_SHARE), self.store.useful))
         self.operations = Operations(
             tree=self.tree,
             files=self.files,
@@ -262,6 +262,7 @@ async def _live(
         nursery.start_soon(_run_session, session, reads, stop, ended)
         nursery.start_soon(_stop_when_unmounted, session, stop)
         nursery.start_soon(mount.chunks.writer.run)
+        nursery.start_soon(mount.store.watch)
         await _unless(stop, nursery, mount.prove)
         # In a thread: it runs programs that may look at every mount, this one included.
         await trio.to_thread.run_sync(mount.tune)

@@ -3,7 +3,7 @@
 Must not know chunks, the cache or the kernel. Everything here is called from the trio loop, except `arrived`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
@@ -19,17 +19,19 @@ after the read was cancelled. It must be quick and must not raise.
 class Claim:
     """How much a read matters, which may change while it waits.
 
-    A claim is urgent (a reader waits) or not (read-ahead). `urge()` makes it urgent for good, also while it is queued;
+    A claim is urgent (a reader waits) or not (read-ahead), and belongs to a lane: lanes share what there is of
+    connections evenly, whatever each has queued. `urge()` makes it urgent for good, also while it is queued;
     `drop()` gives it up if it has not been sent yet. Loop thread only.
 
     `sever` is set by the store while a request is under way, where it can do that, from whatever thread: it breaks the
     request off, which then fails as `Transient` with what arrived still good.
     """
 
-    __slots__ = ("dropped", "on_change", "sever", "urgent")
+    __slots__ = ("dropped", "lane", "on_change", "sever", "urgent")
 
-    def __init__(self, *, urgent: bool) -> None:
+    def __init__(self, *, urgent: bool, lane: Hashable = None) -> None:
         self.urgent = urgent
+        self.lane = lane
         self.dropped = False
         self.on_change: Callable[[], None] | None = None
         self.sever: Callable[[], None] | None = None

@@ -5,7 +5,7 @@ again is `fetch.py`'s. boto3 blocks, so each call runs in a thread. One client f
 made once because making one costs about 50 ms; credentials stay botocore's affair, which refreshes them.
 
 GETs are most of the work, so they have a quicker way: botocore sends the first, `signing` learns from it, and the next
-ones go over `wire`. What is unusual there (TLS, a redirect, a chunked body) goes by botocore again.
+ones go over `wire`. What is unusual there (a redirect, a chunked body) goes by botocore again.
 """
 
 import datetime
@@ -27,7 +27,7 @@ from lazyfs.errors import AccessDenied, NotFound, SetupError, StoreError, Transi
 from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
 from lazyfs.stores.answers import RangeAnswer, check_range, failure
 from lazyfs.stores.base import Arrived, Claim
-from lazyfs.stores.signing import Pattern, Signer
+from lazyfs.stores.signing import Pattern, Signer, trust
 from lazyfs.stores.wire import CONNECT_TIMEOUT, PIECE_SIZE, STALL_TIMEOUT, Call, Wires
 
 T = TypeVar("T")
@@ -173,11 +173,13 @@ class S3Store:
         """Go the quick way from the next read on, if what this thread just did by botocore can be done alike."""
         pattern = self._signer.learn(key)
         old = self._quick
-        if pattern is None or pattern.tls or not self._may_be_quick:
+        if pattern is None or not self._may_be_quick:
             self._quick = None
         elif old is None or old[0] != pattern:
-            same = old is not None and (old[0].host, old[0].port) == (pattern.host, pattern.port)
-            wires = old[1] if old and same else Wires(pattern.host, pattern.port, most=self._most)
+            tls = trust(self._client) if pattern.tls else None
+            wires = Wires(pattern.host, pattern.port, tls, most=self._most)
+            if old is not None and (old[0].tls, old[0].host, old[0].port) == (pattern.tls, pattern.host, pattern.port):
+                wires = old[1]
             self._quick = (pattern, wires)
 
     def _read_quickly(

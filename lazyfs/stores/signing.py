@@ -8,14 +8,17 @@ access points), or goes through a proxy, nothing is learned and the caller goes 
 Concurrency: any thread. Credentials are asked for at each request, so that botocore renews them.
 """
 
+import ssl
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from botocore import UNSIGNED
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
+from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
 from lazyfs.objects import ObjectVersion
@@ -38,6 +41,14 @@ class Pattern:
     headers: dict[str, str]
     name: str
     region: str | None
+
+
+def trust(client: Any) -> ssl.SSLContext:
+    """What this client of botocore's trusts: the bundle it was given, or one of the environment or the configuration,
+    or its own. SSLError, an OSError, if that cannot be used."""
+    found = get_cert_path(client._endpoint.http_session._verify)
+    folder = found is not None and Path(found).is_dir()
+    return ssl.create_default_context(cafile=None if folder else found, capath=found if folder else None)
 
 
 class Signer:

@@ -48,5 +48,7 @@ class Bench:
     def idle(self) -> None:
         """Nothing is under way and nobody waits: what every test must leave behind."""
         assert self.store._gate.in_use == 0
+        assert not self.store._gate._lanes
+        assert not self.store._sent
         assert not self.store._gate._waiting
         assert self.inner.active == 0

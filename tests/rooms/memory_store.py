@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import trio
 
-from lazyfs.errors import NotFound, ObjectChanged, StoreError
+from lazyfs.errors import NotFound, ObjectChanged, StoreError, Transient
 from lazyfs.objects import KIB, Listing, ObjectInfo, ObjectVersion
 from lazyfs.stores.base import Arrived, Claim
 from tests.rooms.building import PLACE
@@ -44,10 +44,11 @@ def in_turn(*faults: Fault | None) -> FaultHook:
 
 
 class Valve:
-    """Holds the bytes of a request back but for the first `opened`."""
+    """Holds the bytes of a request back but for the first `opened`; the request may be severed as it waits here."""
 
     def __init__(self) -> None:
         self.opened = -1
+        self.severed = False
         self._changed = trio.Event()
 
     def open(self, upto: int = 1 << 60) -> None:
@@ -56,10 +57,17 @@ class Valve:
         self._changed.set()
         self._changed = trio.Event()
 
+    def sever(self) -> None:
+        """Break off who waits."""
+        self.severed = True
+        self.open(self.opened)
+
     async def wait(self, count: int) -> None:
-        """Wait until the first `count` bytes may pass."""
+        """Wait until the first `count` bytes may pass; `Transient` if it is severed before."""
         while self.opened < count:
             await self._changed.wait()
+            if self.severed:
+                raise Transient("severed")
 
 
 class MemoryStore:
@@ -118,18 +126,21 @@ class MemoryStore:
         self.active += 1
         self.most_active = max(self.most_active, self.active)
         try:
-            fault = await self._arrive(call)
+            fault = await self._arrive(call, claim)
             data, info = self._found(version.key)
             if (info.etag, info.size) != (version.etag, version.size):
                 raise ObjectChanged(f"{version.key}: the object is now {info.etag}, not {version.etag}")
             await self._deliver(call, memoryview(data)[start : call.stop], into, arrived, fault)
         finally:
             self.active -= 1
+            claim.sever = None
 
-    async def _arrive(self, call: Call) -> Fault | None:
+    async def _arrive(self, call: Call, claim: Claim | None = None) -> Fault | None:
         self.calls.append(call)
         fault = self.fault(call) if self.fault else None
         valve = self.valve(call) if self.valve else None
+        if valve is not None and claim is not None:
+            claim.sever = valve.sever
         if valve is not None:
             await valve.wait(0)
         await trio.lowlevel.checkpoint()

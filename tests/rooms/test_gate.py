@@ -23,9 +23,9 @@ class Crowd:
         self.bench.inner.valve = lambda call: self.valves.setdefault(call.start, Valve())
         self._nursery = nursery
 
-    async def come(self, name: int, *, urgent: bool) -> None:
+    async def come(self, name: int, *, urgent: bool, lane: str = "") -> None:
         """A read of ten bytes at offset `name`, and everything has settled."""
-        self.claims[name] = Claim(urgent=urgent)
+        self.claims[name] = Claim(urgent=urgent, lane=lane)
         self.scopes[name] = trio.CancelScope()
         self._nursery.start_soon(self._read, name)
         await wait_all_tasks_blocked()
@@ -82,6 +82,21 @@ async def test_read_ahead_leaves_places_for_demand() -> None:
             await crowd.serve(name)
     assert crowd.bench.inner.most_active == 4
     assert set(crowd.ended.values()) == {"right"}
+    crowd.bench.idle()
+
+
+async def test_lanes_share_evenly() -> None:
+    """One that has queued much does not make another wait: whoever holds fewer places is next."""
+    async with trio.open_nursery() as nursery:
+        crowd = Crowd(nursery, 4)
+        for name in (10, 20, 30, 40, 50):
+            await crowd.come(name, urgent=False, lane="greedy")
+        for name in (60, 70, 80):
+            await crowd.come(name, urgent=False, lane="late")
+        assert crowd.sent() == [10, 20, 30]
+        for name in (10, 20, 30, 60, 40, 70, 50, 80):
+            await crowd.serve(name)
+        assert crowd.sent() == [10, 20, 30, 60, 40, 50, 70, 80]
     crowd.bench.idle()
 
 
@@ -144,22 +159,24 @@ async def test_cancelled_in_the_queue() -> None:
 async def test_cancelled_as_it_is_let_in() -> None:
     """Granted a place and cancelled in the same moment: the place passes to the next in the queue."""
     gate = Gate(1)
-    await gate.enter(Claim(urgent=True))
+    first = Claim(urgent=True)
+    await gate.enter(first)
     entered: list[int] = []
     scopes = [trio.CancelScope(), trio.CancelScope()]
 
     async def enter(number: int) -> None:
         with scopes[number]:
-            await gate.enter(Claim(urgent=True))
+            claim = Claim(urgent=True)
+            await gate.enter(claim)
             entered.append(number)
-            gate.leave()
+            gate.leave(claim)
 
     async with trio.open_nursery() as nursery:
         for number in (0, 1):
             nursery.start_soon(enter, number)
             await wait_all_tasks_blocked()
         scopes[0].cancel()
-        gate.leave()
+        gate.leave(first)
     assert 1 in entered
     assert gate.in_use == 0
 

@@ -1,4 +1,5 @@
-"""What every store promises, asked of all of them: the fake, S3Store against three servers, and patience around each.
+"""What every store promises, asked of all of them: the fake, both S3 engines against three servers and over TLS,
+and patience around each.
 
 Here the fake is held to what real servers do, so that the tests behind it may believe it.
 """
@@ -14,10 +15,12 @@ import pytest
 from lazyfs.errors import AccessDenied, NotFound, ObjectChanged
 from lazyfs.objects import KIB, ObjectVersion
 from lazyfs.stores.base import Claim, Store
+from lazyfs.stores.crt import CrtStore
 from lazyfs.stores.fetch import PatientStore
 from lazyfs.stores.s3 import S3Store
 from tests.rooms.building import pattern
 from tests.rooms.memory_store import MemoryStore
+from tests.servers.certificates import Certificates
 from tests.servers.clients import S3Endpoint
 from tests.servers.fast import FastS3Server
 from tests.servers.moto_server import MotoServer
@@ -75,25 +78,42 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
         yield server
 
 
-@pytest.fixture(scope="module", params=["memory", "fast", "moto", "swift"])
-def origin(request: pytest.FixtureRequest, _aws: None) -> Iterator[Any]:
+SERVERS = ["fast", "tls", "moto", "swift"]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """For the server that speaks TLS."""
+    return Certificates.at(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module", params=["memory", *SERVERS, *(f"{server}-crt" for server in SERVERS)])
+def origin(request: pytest.FixtureRequest, certificates: Certificates, _aws: None) -> Iterator[Any]:
     """The store, put and delete of one origin, one for the module: a client takes 50 ms to make, Swift seconds."""
     if request.param == "memory":
         memory = MemoryStore()
         yield memory, memory.put, memory.delete
         return
     with contextlib.ExitStack() as stack:
-        swift = request.param == "swift"
-        server = request.getfixturevalue("swift") if swift else stack.enter_context(started(request.param))
-        client = server.client()
-        client.create_bucket(Bucket=BUCKET)
-        store = S3Store(BUCKET, endpoint_url=server.url)
+        kind, _, engine = request.param.partition("-")
+        trusted = str(certificates.ca) if kind == "tls" else None
+        if kind == "swift":
+            server = request.getfixturevalue("swift")
+        elif kind == "tls":
+            server = stack.enter_context(FastS3Server(ssl_context=certificates.context()))
+        else:
+            server = stack.enter_context(started(kind))
+        bucket = f"{BUCKET}{engine}"
+        client = server.client(verify=trusted)
+        client.create_bucket(Bucket=bucket)
+        made = CrtStore if engine else S3Store
+        store: S3Store | CrtStore = made(bucket, endpoint_url=server.url, ca_bundle=trusted)
         yield (
             store,
-            lambda key, data: client.put_object(Bucket=BUCKET, Key=key, Body=data),
-            lambda key: client.delete_object(Bucket=BUCKET, Key=key),
+            lambda key, data: client.put_object(Bucket=bucket, Key=key, Body=data),
+            lambda key: client.delete_object(Bucket=bucket, Key=key),
         )
-        store._client.close()
+        store.close()
         client.close()
 
 

@@ -11,9 +11,10 @@ Serves one bucket by one first path segment; knows no multipart uploads, ACLs or
 no signatures.
 
     python -m tests.servers.fast --dir DIR [--port N] \
-        [--first-byte-delay 0.03] [--connection-rate 90e6] [--log FILE]
+        [--first-byte-delay 0.03] [--connection-rate 90e6] [--tls DIR] [--log FILE]
 
 runs it as a process of its own, each folder right below DIR being a bucket; see `remote.RemoteFastS3`.
+The line it prints when it is ready has its `url` and, with --tls, `ca_bundle`: what a client has to trust.
 
 Concurrency: hooks and gates are called in the threads of connections, with no lock held.
 """

@@ -14,6 +14,7 @@ import dataclasses
 import http.client
 import json
 import signal
+import ssl
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,9 +39,11 @@ class RemoteFastS3(S3Endpoint):
         port: int = 0,
         first_byte_delay: float = 0.0,
         connection_rate: float | None = None,
+        tls: Path | None = None,
     ) -> None:
         """Start it; takes about a tenth of a second.
 
+        `tls`: speak https, with the certificates of this directory, where they are made if there are none.
         `processes.ServerFailed` with its last words if it cannot.
         """
         arguments = [f"--port={port}", f"--first-byte-delay={first_byte_delay}"]
@@ -48,12 +51,20 @@ class RemoteFastS3(S3Endpoint):
             arguments.append(f"--dir={directory.resolve()}")
         if connection_rate is not None:
             arguments.append(f"--connection-rate={connection_rate}")
+        if tls is not None:
+            arguments.append(f"--tls={tls.resolve()}")
         self._process = ServerProcess("tests.servers.fast", arguments)
 
     @property
     def url(self) -> str:
         """The endpoint, without a slash at its end."""
         return str(self._process.ready["url"])
+
+    @property
+    def ca_bundle(self) -> str | None:
+        """Path of what a client has to trust; None without TLS."""
+        found = self._process.ready["ca_bundle"]
+        return None if found is None else str(found)
 
     @property
     def pid(self) -> int:
@@ -93,7 +104,12 @@ class RemoteFastS3(S3Endpoint):
         self._process.stop()
 
     def _call(self, method: str, target: str, body: object = None) -> bytes:
-        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
+        scheme, _, host = self.url.partition("://")
+        if scheme == "https":
+            trusted = ssl.create_default_context(cafile=self.ca_bundle)
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(host, timeout=60, context=trusted)
+        else:
+            connection = http.client.HTTPConnection(host, timeout=60)
         try:
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
             connection.request(method, target, data if method != "GET" else None)
@@ -133,11 +149,21 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 (the default) is a free one")
     parser.add_argument("--first-byte-delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--connection-rate", type=float, help="bytes per second of each connection")
+    parser.add_argument("--tls", type=Path, help="speak https, with certificates of this directory; made if missing")
     parser.add_argument("--log", type=Path, help="at the end, write the requests here, one JSON object a line")
     options = child_options(parser)
     exit_on_sigterm()
+    # Not at the top: plain HTTP has no use for a library of cryptography.
+    certificates = None
+    if options.tls:
+        from tests.servers.certificates import Certificates  # noqa: PLC0415
+
+        certificates = Certificates.at(options.tls)
     server = FastS3Server(
-        port=options.port, first_byte_delay=options.first_byte_delay, connection_rate=options.connection_rate
+        port=options.port,
+        first_byte_delay=options.first_byte_delay,
+        connection_rate=options.connection_rate,
+        ssl_context=None if certificates is None else certificates.context(),
     )
     server.control = lambda method, name, body: control(server, method, name, body)
     for folder in sorted(options.dir.iterdir()) if options.dir else ():
@@ -145,7 +171,7 @@ def main() -> None:
             server.objects.add_folder(folder.name, folder)
     with server:
         try:
-            announce(url=server.url)
+            announce(url=server.url, ca_bundle=certificates and str(certificates.ca))
             while True:
                 signal.pause()
         finally:

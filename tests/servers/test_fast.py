@@ -2,10 +2,7 @@
 
 import http.client
 import itertools
-import shutil
 import socket
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +13,7 @@ import botocore.exceptions
 import pytest
 
 from tests.servers.answers import parse_range
+from tests.servers.certificates import Certificates
 from tests.servers.clients import S3Endpoint
 from tests.servers.fast import FastS3Server
 from tests.servers.faults import Fault, first
@@ -263,18 +261,11 @@ def _entries(page: dict[str, Any]) -> itertools.chain[dict[str, str]]:
 
 
 def test_tls(tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    key, certificate, big = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "big"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    certificates, big = Certificates.at(tmp_path), tmp_path / "big"
     big.write_bytes(DATA)
-    with FastS3Server(ssl_context=context) as server:
+    with FastS3Server(ssl_context=certificates.context()) as server:
         server.add_file("b", "big", big)
-        s3 = server.client(verify=str(certificate))
+        s3 = server.client(verify=str(certificates.ca))
         s3.put_object(Bucket="b", Key="k", Body=DATA)  # over TLS boto3 sends aws-chunked inside chunked
         assert server.take_log()[0].headers["content-encoding"] == "aws-chunked"
         for name in ("k", "big"):

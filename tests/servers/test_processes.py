@@ -48,6 +48,16 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
+def test_a_process_that_speaks_tls(tmp_path: Path) -> None:
+    with RemoteFastS3(tls=tmp_path / "certificates") as remote:
+        assert remote.url.startswith("https://")
+        remote.put("models", "k", DATA)
+        s3 = remote.client(verify=remote.ca_bundle)
+        assert s3.get_object(Bucket="models", Key="k", Range="bytes=7-70000")["Body"].read() == DATA[7:70001]
+        s3.close()
+        assert [(entry.key, entry.range) for entry in remote.take_log() if entry.method == "GET"] == [("k", (7, 70001))]
+
+
 def test_a_server_that_cannot_start_says_why() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
