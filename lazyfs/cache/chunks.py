@@ -40,14 +40,17 @@ DISK_THREADS = 4
 
 class ChunkCache:
     """The chunk cache of one mount. `nursery` runs its flights and its writer; `span_size` is the most bytes of a
-    GET."""
+    GET, `ways` how many of them the store does at once."""
 
-    def __init__(self, *, store: Store, disk: Disk, memory: Memory, nursery: trio.Nursery, span_size: int) -> None:
+    def __init__(
+        self, *, store: Store, disk: Disk, memory: Memory, nursery: trio.Nursery, span_size: int, ways: int = 32
+    ) -> None:
         self._store = store
         self._disk = disk
         self._memory = memory
         self._nursery = nursery
         self._span_chunks = span_size // CHUNK_SIZE
+        self._ways = ways
         self._flights: dict[Key, Flight] = {}
         # Set, and replaced, when memory may have become free; `_short` readers wait for that.
         self._room = trio.Event()
@@ -93,7 +96,8 @@ class ChunkCache:
         """Runs of chunks that are all on disk, or all not: what is on disk is not fetched because a neighbour is not.
 
         Near the reader GETs are small, so that the first bytes come over many connections at once; further ahead they
-        are as large as may be, for each costs the same CPU.
+        are as large as may be, for each costs the same CPU, but where a window grows by much at once it is spread over
+        all connections: its bytes are wanted sooner than one connection brings 8 MiB.
         """
         bits, segment = 0, -1
         on_disk: list[int] = []
@@ -104,7 +108,9 @@ class ChunkCache:
                 bits = self._disk.present(version.object_id, segment)
             (on_disk if bits >> number % SEGMENT_CHUNKS & 1 else absent).append(number)
         near = [number for number in absent if number * CHUNK_SIZE < demand + NEAR]
-        spans = [*runs(on_disk, self._span_chunks), *runs(near, 1), *runs(absent[len(near) :], self._span_chunks)]
+        far = absent[len(near) :]
+        share = -(-len(far) // self._ways) if len(far) > self._span_chunks else self._span_chunks
+        spans = [*runs(on_disk, self._span_chunks), *runs(near, 1), *runs(far, min(share, self._span_chunks))]
         yield from sorted(spans, key=lambda span: span.start)
 
     def drop(self, version: ObjectVersion, start: int, stop: int) -> None:

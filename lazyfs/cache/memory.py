@@ -23,7 +23,7 @@ Key = tuple[bytes, int]
 """(object_id, chunk number)."""
 
 
-MOST_READ_CHUNKS = 64
+MOST_READ_CHUNKS = 16
 """Chunks kept after they were read to their end: the kernel's page cache has them, and a slot used again is warm
 memory, where a new one costs a page fault for each page."""
 

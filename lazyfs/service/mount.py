@@ -89,7 +89,12 @@ class RunningMount:
         self.disk = Disk(directory, max_size=config.max_cache_size, min_free=config.min_free_space)
         self.memory = Memory(budget)
         self.chunks = ChunkCache(
-            store=self.store, disk=self.disk, memory=self.memory, nursery=nursery, span_size=config.read_part_size
+            store=self.store,
+            disk=self.disk,
+            memory=self.memory,
+            nursery=nursery,
+            span_size=config.read_part_size,
+            ways=config.max_connections,
         )
         self.listings = Listings(
             place=source.place,

@@ -25,11 +25,11 @@ GAIN = 4
 LEAST = 32 * MIB
 """What may always be in flight: two GETs of a usual size, while two more are read from memory."""
 
-PEERS = 4
-"""Reads that must have ended during the life of one before it can be behind them: when all are slow, none is behind."""
+BEHIND = 3
+"""Times what a read of its size usually takes. Reads that share a machine differ by a factor of two."""
 
-BEHIND = 4
-"""Times what the peers' median rate would take. Reads that share a machine differ by a factor of two."""
+MOST_BEHIND = 4
+"""When more than one in so many of the reads under way is behind, it is the network, and none of them is to blame."""
 
 GRACE = 0.25
 """Seconds in which nothing is behind: a connection is opened, a name resolved, a server wakes up."""
@@ -43,7 +43,6 @@ class Progress:
     began: float
     delivered: int
     done: int = 0
-    peers: int = 0
 
 
 class Pace:
@@ -73,8 +72,6 @@ class Pace:
         self._delivered += progress.done
         if not whole or now <= progress.began:
             return
-        for peer in self._under_way:
-            peer.peers += 1
         self._ended.append((progress.size, now - progress.began))
         self._rates.append((self._delivered - progress.delivered) / (now - progress.began))
         if len(self._ended) >= ENOUGH:
@@ -83,15 +80,23 @@ class Pace:
             self.useful = max(LEAST, int(GAIN * max(self._rates) * unloaded))
 
     def behind(self, now: float) -> list[Progress]:
-        """The reads that are far behind those that ended during their life."""
-        if not self._ended:
-            return []
-        rate = statistics.median(size / seconds for size, seconds in self._ended)
-        return [
+        """The reads that are far behind those that ended lately, unless they are many."""
+        found = [
             one
             for one in self._under_way
-            if one.peers >= PEERS
-            and now - one.began > max(GRACE, BEHIND * one.size / rate)
+            if now - one.began > GRACE
+            and (usual := self._usual(one.size)) is not None
+            and now - one.began > BEHIND * usual
             # At its own rate it would take longer than asking again may.
             and (one.size - one.done) * (now - one.began) > GRACE * one.done
         ]
+        return found if len(found) <= max(1, len(self._under_way) // MOST_BEHIND) else []
+
+    def _usual(self, size: int) -> float | None:
+        """Seconds that a read of about this size took lately; None if too few have ended."""
+        alike = [seconds for ended, seconds in self._ended if size <= 2 * ended and ended <= 2 * size]
+        if len(alike) >= ENOUGH // 2:
+            return statistics.median(alike)
+        if len(self._ended) < ENOUGH:
+            return None
+        return size / statistics.median(ended / seconds for ended, seconds in self._ended)

@@ -8,7 +8,7 @@ from lazyfs.objects import KIB, MIB
 from lazyfs.reading.windows import Budget
 from lazyfs.stores.base import Claim
 from lazyfs.stores.fetch import MOST_RESTARTS
-from lazyfs.stores.pace import BEHIND, ENOUGH, GAIN, GRACE, LEAST, PEERS, SAMPLES, Pace, Progress
+from lazyfs.stores.pace import BEHIND, ENOUGH, GAIN, GRACE, LEAST, SAMPLES, Pace, Progress
 from tests.rooms.bench import DATA, Bench
 from tests.rooms.memory_store import Call, Valve
 
@@ -69,36 +69,58 @@ def test_small_reads_do_not_make_the_time_of_large_ones() -> None:
     assert pace.useful == GAIN * 32 * SIZE
 
 
-def slow_one(pace: Pace, done: int) -> Progress:
-    """A read that has got so far, begun with its peers at 0."""
-    slow = pace.begin(SIZE, 0.0)
-    slow.done = done
-    return slow
+def under_way(pace: Pace, count: int, done: int = 0) -> list[Progress]:
+    """Reads that have got so far, begun at 0."""
+    reads = [pace.begin(SIZE, 0.0) for _ in range(count)]
+    for read in reads:
+        read.done = done
+    return reads
+
+
+LATE = max(GRACE, BEHIND * SECONDS)
 
 
 def test_behind_is_who_is_slow_while_others_are_not() -> None:
-    """Beyond the grace, and four times what the peers' rate would take."""
+    """Beyond the grace, and several times what reads of its size take."""
     pace = Pace()
-    slow = slow_one(pace, 100 * KIB)
-    round_of(pace, PEERS, 0.0)
-    late = max(GRACE, BEHIND * SECONDS)
-    assert pace.behind(late) == []
-    assert pace.behind(late + 0.01) == [slow]
+    round_of(pace, ENOUGH, -1.0)
+    (slow,) = under_way(pace, 1, 100 * KIB)
+    assert pace.behind(LATE) == []
+    assert pace.behind(LATE + 0.01) == [slow]
     slow.done = SIZE // 2
-    assert pace.behind(late + 0.01) == [slow]
+    assert pace.behind(LATE + 0.01) == [slow]
     slow.done = SIZE - MIB
-    assert pace.behind(late + 0.01) == [], "it is nearly there, and asking again takes time too"
+    assert pace.behind(LATE + 0.01) == [], "it is nearly there, and asking again takes time too"
 
 
-def test_when_all_are_slow_none_is_behind() -> None:
-    """Peers that ended before it began show what the network was, not what it is."""
+def test_when_many_are_slow_none_is_behind() -> None:
+    """It is the network then, and more requests would not help it."""
     pace = Pace()
     round_of(pace, 32, -10.0)
-    all_slow = [pace.begin(SIZE, 0.0) for _ in range(8)]
-    round_of(pace, PEERS - 1, 0.0)
+    slow = under_way(pace, 8)
     assert pace.behind(100.0) == []
-    round_of(pace, 1, 0.0)
-    assert set(pace.behind(100.0)) == set(all_slow)
+    for read in slow[2:]:
+        read.began = 99.9
+    assert set(pace.behind(100.0)) == set(slow[:2])
+
+
+def test_small_reads_are_held_to_small_ones() -> None:
+    """And where none were alike, to the rate of all."""
+    pace = Pace()
+    round_of(pace, ENOUGH, -1.0, seconds=0.04, size=MIB)
+    (large,) = under_way(pace, 1)
+    assert pace.behind(BEHIND * 8 * 0.04 - 0.01) == []
+    assert pace.behind(BEHIND * 8 * 0.04 + 0.01) == [large]
+    round_of(pace, ENOUGH, -1.0, seconds=2.0)
+    assert pace.behind(BEHIND * 2.0 - 0.01) == []
+
+
+def test_nobody_is_behind_whom_nobody_knows() -> None:
+    """Without enough reads that ended, a silence is left to the time-out of the connection."""
+    pace = Pace()
+    under_way(pace, 1)
+    round_of(pace, ENOUGH // 2 - 1, 0.0)
+    assert pace.behind(1000.0) == []
 
 
 class Race:
