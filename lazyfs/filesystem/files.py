@@ -6,6 +6,7 @@ they come through.
 
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.filesystem.tree import File
+from lazyfs.reading.shards import HEAD, next_shard
 from lazyfs.reading.streams import Streams
 from lazyfs.reading.windows import Budget
 
@@ -13,13 +14,14 @@ from lazyfs.reading.windows import Budget
 class OpenFile:
     """An inode with at least one open handle; reads the bytes of exactly the version that the inode stands for."""
 
-    __slots__ = ("_cache", "_streams", "file", "handles")
+    __slots__ = ("_cache", "_followed", "_streams", "file", "handles")
 
     def __init__(self, file: File, cache: ChunkCache, budget: Budget) -> None:
         self.file = file
         self.handles = 0
         self._cache = cache
         self._streams = Streams(file.version.size, budget)
+        self._followed = False
 
     async def read(self, offset: int, size: int) -> memoryview | bytes:
         """`size` bytes from `offset` on, less only at the end of the file. The view is good until the next await.
@@ -40,7 +42,17 @@ class OpenFile:
             if reached < end:
                 plan.reached(place, reached)
                 break
+        if 2 * stop >= version.size and not self._followed and self._streams.whole:
+            self._follow()
         return await self._cache.read(version, offset, stop)
+
+    def _follow(self) -> None:
+        """The file will be read to its end: begin with the next shard of the same model, once."""
+        self._followed = True
+        name = next_shard(self.file.name)
+        shard = self.file.parent.children.get(name) if name else None
+        if isinstance(shard, File) and shard.version.size:
+            self._cache.start(shard.version, 0, min(HEAD, shard.version.size), demand=0, lane=shard)
 
     def close(self) -> None:
         """The last handle is closed: read-ahead that waits in a queue need not be sent."""

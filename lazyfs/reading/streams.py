@@ -87,6 +87,17 @@ class Streams:
                 return jumped
         return self._go_on(found, start, stop)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the latest run goes through the whole file, is past its middle, and planned to its end."""
+        run = self._table.front
+        return (
+            run.step > 0
+            and run.low < FILE_BEGIN
+            and run.frontier >= self._size
+            and 2 * (run.high - run.hole) >= self._size
+        )
+
     def close(self) -> list[Range]:
         """Nobody reads the inode any more; the bytes that were planned ahead and never reached."""
         unread = self._table.close()

@@ -90,8 +90,6 @@ class Table:
     def rest(self, run: Run) -> list[Range]:
         """Count no more on what was planned ahead of the run; the part of it that no other run counts on."""
         parts = run.unread()
-        if run.window and sum(stop - start for start, stop in parts) > run.window // 2:
-            self._budget.abandoned()
         self._budget.forget(id(run))
         self.active.pop(run, None)
         self._resting[run] = None
@@ -104,6 +102,8 @@ class Table:
                 *((max(start, high), stop) for start, stop in parts),
             ]
             parts = [part for part in parts if part[0] < part[1]]
+        if run.window and sum(stop - start for start, stop in parts) > run.window // 2:
+            self._budget.abandoned()
         if len(self._resting) > MOST_STREAMS:
             self._forget(next(iter(self._resting)))
         return parts
