@@ -135,9 +135,16 @@ class Config:
         "5s", parse_duration, "How long the kernel may remember that a name does not exist."
     )
     read_part_size: int = _setting(
-        "8MiB", parse_size, "Most bytes of one ranged GET; a request costs about 1.3 ms of CPU whatever its size."
+        "8MiB",
+        parse_size,
+        "Most bytes of one ranged GET; each holds so much memory and one connection while it is under way.",
     )
     max_connections: int = _setting("32", parse_count, "Most GET requests under way at once.")
+    s3_engine: str = _setting(
+        "auto",
+        choice("auto", "boto3", "awscrt"),
+        "What sends GETs: boto3, awscrt, or what was measured to be quickest, sockets of our own after boto3's first.",
+    )
     retry_budget: float = _setting(
         "5m",
         parse_duration,
@@ -153,6 +160,11 @@ class Config:
         "128",
         parse_count,
         "Kernel requests in flight (needs root); 12 is the kernel's own, too few for parallel readers.",
+    )
+    congestion_threshold: int | None = _setting(
+        None,
+        parse_count,
+        "Kernel requests in flight from which read-ahead is held back (needs root); default: 3/4 of --max-background.",
     )
     allow_other: bool = _setting("false", parse_flag, "Let other users read the mount.")
     allow_root: bool = _setting("false", parse_flag, "Let root read the mount of an ordinary user.")

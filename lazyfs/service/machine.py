@@ -57,17 +57,20 @@ class KernelParameters:
     congestion_threshold: int
 
 
-def tune(device: str, *, read_ahead_kb: int, max_background: int) -> KernelParameters:
+def tune(
+    device: str, *, read_ahead_kb: int, max_background: int, congestion_threshold: int | None = None
+) -> KernelParameters:
     """Set the parameters of the mount with this major:minor where rights allow, and say what was reached.
 
     pyfuse3 cannot set them when it mounts. 32 mapped readers at 50 ms: 15 MB/s with the kernel's own values, 134 with
     max_background 128, 519 with 1 MiB of read-ahead on top.
     """
+    threshold = congestion_threshold or max(1, max_background * 3 // 4)
     with _fusectl() as connections:
         wanted = [
             (Path("/sys/class/bdi") / device / "read_ahead_kb", read_ahead_kb),
             (connections / device.split(":")[1] / "max_background", max_background),
-            (connections / device.split(":")[1] / "congestion_threshold", max(1, max_background * 3 // 4)),
+            (connections / device.split(":")[1] / "congestion_threshold", threshold),
         ]
         refused = []
         for path, value in wanted:

@@ -30,9 +30,9 @@ from lazyfs.filesystem.tree import File, Tree
 from lazyfs.objects import MIB, Source
 from lazyfs.reading.streams import Budget
 from lazyfs.service import machine, mounts
+from lazyfs.service.engines import s3_store
 from lazyfs.service.notify import notify
 from lazyfs.stores.fetch import PatientStore
-from lazyfs.stores.s3 import S3Store
 
 log = logging.getLogger(__name__)
 
@@ -71,18 +71,7 @@ class RunningMount:
         self._total: tuple[float, int] | None = None
         ttl = min(config.metadata_ttl, LONGEST_TTL)
         budget = config.memory_budget or machine.default_memory_budget()
-        s3 = S3Store(
-            source.bucket,
-            endpoint_url=config.endpoint_url,
-            region=config.region,
-            profile=config.profile,
-            no_sign_request=config.no_sign_request,
-            force_path_style=config.force_path_style,
-            requester_pays=config.requester_pays,
-            expected_bucket_owner=config.expected_bucket_owner,
-            ca_bundle=config.ca_bundle,
-            max_connections=config.max_connections,
-        )
+        s3 = s3_store(config, source)
         self.store = PatientStore(s3, connections=config.max_connections, retry_budget=config.retry_budget)
         named = Path(config.cache_dir).absolute() if config.cache_dir else None
         directory = CacheDirectory(named or default_cache_dir(), create=named is None)
@@ -177,7 +166,10 @@ class RunningMount:
         mount = mounts.mounted_at(self._mountpoint)
         if mount is not None:
             self._kernel = machine.tune(
-                mount.device, read_ahead_kb=self._config.read_ahead_kb, max_background=self._config.max_background
+                mount.device,
+                read_ahead_kb=self._config.read_ahead_kb,
+                max_background=self._config.max_background,
+                congestion_threshold=self._config.congestion_threshold,
             )
 
     async def end(self) -> None:

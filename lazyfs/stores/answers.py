@@ -4,6 +4,7 @@ Pure; every engine that speaks to S3 asks here, so that all of them refuse the s
 come.
 """
 
+import html
 import re
 from dataclasses import dataclass
 
@@ -43,6 +44,12 @@ def check_range(answer: RangeAnswer, version: ObjectVersion, start: int, stop: i
 def opaque(etag: str) -> str:
     """An ETag for comparison: some servers leave the quotes out in one place and not in another."""
     return etag.removeprefix("W/").strip('"')
+
+
+def element(body: bytes, name: str) -> str:
+    """The text of an element of S3's error document, empty if it is not there."""
+    match = re.search(f"<{name}>([^<]*)</{name}>", body.decode("utf-8", "replace"))
+    return html.unescape(match[1]) if match else ""
 
 
 def failure(status: int, code: str, message: str) -> StoreError:

@@ -32,13 +32,12 @@ from awscrt.io import (
     SocketOptions,
     TlsContextOptions,
 )
-from botocore.httpsession import get_cert_path
 
 from lazyfs.errors import SetupError, StoreError, Transient
 from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
-from lazyfs.stores.answers import RangeAnswer, check_range, failure
+from lazyfs.stores.answers import RangeAnswer, check_range, element, failure
 from lazyfs.stores.base import Arrived, Claim
-from lazyfs.stores.s3 import S3Store, _element, _translated
+from lazyfs.stores.s3 import S3Store, translated
 from lazyfs.stores.signing import Pattern
 from lazyfs.stores.wire import CONNECT_TIMEOUT, LONGEST_ERROR, PIECE_SIZE, STALL_TIMEOUT
 
@@ -60,7 +59,7 @@ class CrtStore:
         self._bootstrap = ClientBootstrap(loops, DefaultHostResolver(loops))
         self._sockets = SocketOptions()
         self._sockets.connect_timeout_ms = int(CONNECT_TIMEOUT * 1000)
-        self._tls = _trust(self._s3._client._endpoint.http_session._verify)
+        self._tls = _trust(self._s3.authorities)
         self._pattern: Pattern | None = None
         self._idle: list[HttpClientConnection] = []
 
@@ -93,12 +92,12 @@ class CrtStore:
                     await self._read(pattern, version, start, into, arrived, claim)
                     return
             # Not abandoned when cancelled: the thread writes into buffers that belong to somebody else.
-            await trio.to_thread.run_sync(_translated, self._read_first, version, start, into, arrived)
+            await trio.to_thread.run_sync(translated, self._read_first, version, start, into, arrived)
 
     def _read_first(self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived) -> None:
         """By botocore, and learn from it; both in one thread, for the signer remembers by thread."""
-        self._s3._read_by_botocore(version, start, into, arrived)
-        self._pattern = self._s3._signer.learn(version.key)
+        self._s3.read_by_botocore(version, start, into, arrived)
+        self._pattern = self._s3.signer.learn(version.key)
 
     async def _read(
         self,
@@ -110,8 +109,8 @@ class CrtStore:
         claim: Claim,
     ) -> None:
         stop = start + sum(len(view) for view in into)
-        sign = partial(self._s3._signer.request, pattern, version, start, stop)
-        request = _parsed(await trio.to_thread.run_sync(_translated, sign, limiter=self._signings))
+        sign = partial(self._s3.signer.request, pattern, version, start, stop)
+        request = _parsed(await trio.to_thread.run_sync(translated, sign, limiter=self._signings))
         connection = await self._connection(pattern)
         token, over = trio.lowlevel.current_trio_token(), trio.Event()
 
@@ -289,10 +288,10 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
         if error_code:
             return Transient(f"the connection broke after {self._received} bytes (awscrt error {error_code})")
         if self._error is not None:
-            status, code = self._head.status, _element(bytes(self._error), "Code")
+            status, code = self._head.status, element(bytes(self._error), "Code")
             if status < 400 or code == "AuthorizationHeaderMalformed":
                 return _Elsewhere()
-            return failure(status, code, _element(bytes(self._error), "Message"))
+            return failure(status, code, element(bytes(self._error), "Message"))
         return Transient(f"the body ended after {self._received} bytes") if self._views else None
 
     def _give_up(self, error: Exception) -> None:
@@ -318,11 +317,9 @@ def _parsed(raw: bytes) -> HttpRequest:
     return HttpRequest(method, target, HttpHeaders(pairs))
 
 
-def _trust(verify: Any) -> ClientTlsContext:
-    """Whom botocore trusts: `verify` is its own True, False, or path of a bundle, from an option, AWS_CA_BUNDLE or a
-    profile."""
+def _trust(path: str | None) -> ClientTlsContext:
+    """As awscrt wants to be told whom botocore trusts."""
     options = TlsContextOptions()
-    path = get_cert_path(verify)
     try:
         if path is None:
             options.verify_peer = False

@@ -9,9 +9,9 @@ ones go over `wire`. What is unusual there (a redirect, a chunked body) goes by 
 """
 
 import datetime
-import html
 import http.client
-import re
+import os
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -25,9 +25,9 @@ from botocore.config import Config
 
 from lazyfs.errors import AccessDenied, NotFound, SetupError, StoreError, Transient
 from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
-from lazyfs.stores.answers import RangeAnswer, check_range, failure
+from lazyfs.stores.answers import RangeAnswer, check_range, element, failure
 from lazyfs.stores.base import Arrived, Claim
-from lazyfs.stores.signing import Pattern, Signer, trust
+from lazyfs.stores.signing import Pattern, Signer, authorities
 from lazyfs.stores.wire import CONNECT_TIMEOUT, PIECE_SIZE, STALL_TIMEOUT, Call, Wires
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class S3Store:
             raise SetupError(f"{error}; see `aws configure list-profiles`") from error
         except (botocore.exceptions.BotoCoreError, ValueError, OSError) as error:
             raise SetupError(f"cannot set up S3: {error}") from error
-        self._signer = Signer(self._client, None if no_sign_request else session.get_credentials())
+        self.signer = Signer(self._client, None if no_sign_request else session.get_credentials())
 
     def close(self) -> None:
         """Close the connections that are idle; no read is under way."""
@@ -118,10 +118,10 @@ class S3Store:
     ) -> None:
         """See `base.Store.read`: one ranged GET with If-Match."""
         # Not abandoned when cancelled: the thread writes into buffers that belong to somebody else.
-        await trio.to_thread.run_sync(_translated, self._read, version, start, into, arrived, claim, limiter=self._gets)
+        await trio.to_thread.run_sync(translated, self._read, version, start, into, arrived, claim, limiter=self._gets)
 
     async def _ask(self, function: Callable[..., T], *args: Any) -> T:
-        return await trio.to_thread.run_sync(_translated, function, *args, limiter=self._lists, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(translated, function, *args, limiter=self._lists, abandon_on_cancel=True)
 
     def _pages(self, **arguments: Any) -> Any:
         return self._client.get_paginator("list_objects_v2").paginate(**self._common, **arguments)
@@ -147,11 +147,12 @@ class S3Store:
     ) -> None:
         quick = self._quick
         if quick is None or not self._read_quickly(*quick, version, start, into, arrived, claim):
-            self._read_by_botocore(version, start, into, arrived)
+            self.read_by_botocore(version, start, into, arrived)
 
-    def _read_by_botocore(
+    def read_by_botocore(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived
     ) -> None:
+        """`read`, by boto3 alone, and blocking; the signer of this thread has seen the request then."""
         stop = start + sum(len(view) for view in into)
         pinned = {"VersionId": version.version_id} if version.version_id else {}
         answer = self._client.get_object(
@@ -171,16 +172,26 @@ class S3Store:
 
     def _learn(self, key: str) -> None:
         """Go the quick way from the next read on, if what this thread just did by botocore can be done alike."""
-        pattern = self._signer.learn(key)
+        pattern = self.signer.learn(key)
         old = self._quick
         if pattern is None or not self._may_be_quick:
             self._quick = None
         elif old is None or old[0] != pattern:
-            tls = trust(self._client) if pattern.tls else None
+            tls = self._trust() if pattern.tls else None
             wires = Wires(pattern.host, pattern.port, tls, most=self._most)
             if old is not None and (old[0].tls, old[0].host, old[0].port) == (pattern.tls, pattern.host, pattern.port):
                 wires = old[1]
             self._quick = (pattern, wires)
+
+    @property
+    def authorities(self) -> str | None:
+        """The file or folder of certificates that botocore trusts; None if it is told to trust anybody."""
+        return authorities(self._client)
+
+    def _trust(self) -> ssl.SSLContext:
+        found = self.authorities
+        folder = found is not None and os.path.isdir(found)
+        return ssl.create_default_context(cafile=None if folder else found, capath=found if folder else None)
 
     def _read_quickly(
         self,
@@ -194,7 +205,7 @@ class S3Store:
     ) -> bool:
         """One GET over a wire; False if its answer is for botocore to deal with, and nothing has arrived."""
         stop = start + sum(len(view) for view in into)
-        request = self._signer.request(pattern, version, start, stop)
+        request = self.signer.request(pattern, version, start, stop)
         wire = wires.take()
         call = Call(wire)
         claim.sever = call.sever
@@ -204,10 +215,10 @@ class S3Store:
             if head.status not in (200, 206):
                 body = wire.rest(head)
                 used_up = head.keeps and len(body) == head.length
-                code = _element(body, "Code")
+                code = element(body, "Code")
                 if head.status < 400 or code == "AuthorizationHeaderMalformed":
                     return False  # the bucket is elsewhere; botocore finds it
-                raise failure(head.status, code, _element(body, "Message"))
+                raise failure(head.status, code, element(body, "Message"))
             if not head.plain:
                 return False
             found = head.headers
@@ -227,12 +238,6 @@ class S3Store:
             else:
                 wire.close()
         return True
-
-
-def _element(body: bytes, name: str) -> str:
-    """The text of an element of S3's error document, empty if it is not there."""
-    match = re.search(f"<{name}>([^<]*)</{name}>", body.decode("utf-8", "replace"))
-    return html.unescape(match[1]) if match else ""
 
 
 def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:
@@ -262,7 +267,7 @@ def _info(key: str, item: Any) -> ObjectInfo:
     )
 
 
-def _translated(function: Callable[..., T], *args: Any) -> T:
+def translated(function: Callable[..., T], *args: Any) -> T:
     """Call, with every foreign exception turned into one of ours. The border where boto3's exceptions end."""
     try:
         return function(*args)

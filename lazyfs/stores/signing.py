@@ -8,10 +8,8 @@ access points), or goes through a proxy, nothing is learned and the caller goes 
 Concurrency: any thread. Credentials are asked for at each request, so that botocore renews them.
 """
 
-import ssl
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -43,12 +41,11 @@ class Pattern:
     region: str | None
 
 
-def trust(client: Any) -> ssl.SSLContext:
-    """What this client of botocore's trusts: the bundle it was given, or one of the environment or the configuration,
-    or its own. SSLError, an OSError, if that cannot be used."""
-    found = get_cert_path(client._endpoint.http_session._verify)
-    folder = found is not None and Path(found).is_dir()
-    return ssl.create_default_context(cafile=None if folder else found, capath=found if folder else None)
+def authorities(client: Any) -> str | None:
+    """The file or folder of certificates that this client of botocore's trusts: the bundle it was given, or one of the
+    environment or the configuration, or botocore's own. None if it is told to trust anybody."""
+    found: str | None = get_cert_path(client._endpoint.http_session._verify)
+    return found
 
 
 class Signer:

@@ -166,7 +166,7 @@ async def test_renewed_credentials_are_taken(
     server: FastS3Server, store: CrtStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each request, never frozen: the next GET is signed with what botocore has then."""
-    credentials = store._s3._signer._credentials
+    credentials = store._s3.signer._credentials
     monkeypatch.setattr(credentials, "access_key", "renewed")
     await Reading().run(store, version_of(server))
     (request,) = server.take_log()

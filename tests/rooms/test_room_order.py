@@ -17,7 +17,7 @@ NOUNS = {"__init__", "errors", "objects", "config"}
 
 ONLY_IN = {
     "boto3": ("stores/s3.py",),
-    "botocore": ("stores/s3.py", "stores/signing.py", "stores/crt.py"),
+    "botocore": ("stores/s3.py", "stores/signing.py"),
     "urllib3": ("stores/s3.py",),
     "lmdb": ("cache/index.py",),
     "pyfuse3": ("filesystem/fuse.py",),
