@@ -28,8 +28,8 @@ MOST_READ_CHUNKS = 16
 memory, where a new one costs a page fault for each page."""
 
 POPULATED = 256 * MIB
-"""Bytes that `populate` makes ready at most: about what a cold read has in its window and its write queue together. With
-512 MiB a plain read was no faster (1.18 GB/s), without any 0.94."""
+"""Bytes that `populate` makes ready at most: about what a cold read has in its window and its write queue. With 512 MiB
+a plain read was no faster (1.18 GB/s), without any 0.94."""
 
 POPULATE_STEP = 16 * MIB
 POPULATE_NICENESS = 10
