@@ -155,7 +155,7 @@ def test_eight_processes_fetch_each_chunk_once(s3: FastS3Server, mounter: Mounte
 
 
 def test_a_cold_sequential_read_fetches_each_byte_once(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:
-    content = pages(6, 96 * CHUNK + 1)
+    content = pages(6, 192 * CHUNK + 1)
     s3.put("models", "weights", content)
     mount = mounter.mount(s3, "s3://models")
     reader.call("digest", str(mount.path / "weights"))
@@ -164,7 +164,8 @@ def test_a_cold_sequential_read_fetches_each_byte_once(s3: FastS3Server, mounter
     ranges = fetched(log)
     assert sum(stop - start for start, stop in ranges) == len(content)
     assert sum(request.bytes_sent for request in log if request.kind == "GET") == len(content)
-    assert len(ranges) <= len(content) // (2 * CHUNK), "a GET brings up to 8 MiB once a run is under way"
+    assert max(stop - start for start, stop in ranges) == 8 * CHUNK, "a GET brings up to 8 MiB once a run is under way"
+    assert len(ranges) <= len(content) // CHUNK * 2 // 3, f"{len(ranges)} GETs, as if every window was a new one"
 
 
 def test_a_header_costs_a_few_mebibytes(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:
