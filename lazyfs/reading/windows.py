@@ -51,7 +51,7 @@ ACTIVE_READS = 512
 
 class Budget:
     """Bytes of read-ahead that all streams of a mount may hold together, shared evenly among the active ones: `size` at
-    most, and what `useful` says that it pays to have under way, once it can say so.
+    most, and what `useful` says that it pays to have under way, once it can say so, but a step for each.
 
     `first_window` is the least that a run at the beginning of a file has ahead: nothing, until a run was read to the
     end of its file. A model's shards are loaded one after another in the same way, so the next one begins with a
@@ -88,7 +88,7 @@ class Budget:
             return size
         while next(iter(active.values())) <= self._reads - ACTIVE_READS:
             active.popitem(last=False)
-        return size // len(active)
+        return min(self.size // len(active), max(STEP, size // len(active)))
 
     def forget(self, stream: int) -> None:
         """The stream with this id is gone; ids are used again."""

@@ -229,5 +229,9 @@ def test_windows_follow_what_pays() -> None:
     useful[0] = 64 * MIB
     assert budget.share(1) == 64 * MIB
     assert budget.share(2) == 32 * MIB
+    for stream in range(3, 33):
+        assert budget.share(stream) == max(8 * MIB, 64 * MIB // stream)
+    budget = Budget(256 * MIB, lambda: useful[0])
+    budget.share(2)
     useful[0] = 1 << 40
     assert budget.share(1) == 128 * MIB
