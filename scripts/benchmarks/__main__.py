@@ -17,7 +17,7 @@ from lazyfs.config import parse_size
 from lazyfs.errors import UsageError
 from scripts.benchmarks.beside import Beside, WarmTouches
 from scripts.benchmarks.models import Load, LoadTls, WarmLoad
-from scripts.benchmarks.results import Line, table
+from scripts.benchmarks.results import Line, markdown, table
 from scripts.benchmarks.rows import Row
 from scripts.benchmarks.sequential import Cold, ColdTls, Disk, Fetched, PageCache, SlowConnections
 from scripts.benchmarks.stage import MIB, Stage
@@ -72,6 +72,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = [row.name for row in ROWS]
     parser = argparse.ArgumentParser(prog="scripts/bench", description="How fast lazyfs is, in ratios within one run.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements here")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here, as the README has it")
     parser.add_argument("--rows", default=",".join(names), help=f"which rows, of {','.join(names)}; default: all")
     parser.add_argument("--peers", action="store_true", help="only what compares with rclone and s3fs: R11 and R13")
     parser.add_argument("--size", type=size, help="of the file that is read; default 2GiB, with --quick 512MiB")
@@ -153,6 +154,8 @@ def main() -> int:
             lines = list(measure(asked.rows, stage))
         print(table(lines))
         print(f"{facts}; file of {asked.size >> 20} MiB, {asked.repeat} pairs")
+        if asked.markdown:
+            asked.markdown.write_text(markdown(lines))
         if asked.json:
             found = {"machine": facts, "size": asked.size, "repeat": asked.repeat}
             asked.json.write_text(json.dumps({**found, "lines": [line.as_dict() for line in lines]}, indent=1) + "\n")

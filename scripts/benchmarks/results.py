@@ -102,3 +102,9 @@ def table(lines: Sequence[Line]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(r, widths, strict=True)).rstrip() for r in rows)
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The same as Markdown, for the README; notes are left to those who run it."""
+    rows = [[cell.replace("|", "/") for cell in line.cells()[:-1]] for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [HEADINGS[:-1], ["---"] * (len(HEADINGS) - 1), *rows]) + "\n"

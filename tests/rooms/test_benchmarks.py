@@ -15,7 +15,7 @@ from lazyfs.objects import CHUNK_SIZE, MIB
 from scripts.benchmarks.__main__ import ROWS, options
 from scripts.benchmarks.beside import FIGURES, Beside
 from scripts.benchmarks.peers import Peer
-from scripts.benchmarks.results import Line, at_least, at_most, table
+from scripts.benchmarks.results import Line, at_least, at_most, markdown, table
 from scripts.benchmarks.rows import Measured, in_turns
 from scripts.benchmarks.stage import ROOT, Stage
 from scripts.benchmarks.starting import fill
@@ -149,3 +149,15 @@ def test_a_peer_that_is_not_installed_is_named_and_left_out() -> None:
 def test_figures_of_peers_have_words() -> None:
     assert all(words and unit for words, unit, _ in FIGURES.values())
     assert len({words for words, _, _ in FIGURES.values()}) == len(FIGURES)
+
+
+def test_the_table_as_markdown() -> None:
+    """A heading, a rule and a row for each line, as many cells in each, and no cell that breaks the table."""
+    lines = [
+        Line(row="R1", workload="cold | read", unit="GB/s", ours=[1.0, 2.0], theirs=[2.0, 2.0], bound=at_least(0.8)),
+        Line(row="R2", workload="nothing", failure="broke"),
+    ]
+    rows = markdown(lines).splitlines()
+    assert len(rows) == 4
+    assert len({row.count("|") for row in rows}) == 1
+    assert rows[2] == "| R1 | cold / read | 1.5 GB/s | 2 GB/s | 0.75 (0.5..1) | >= 0.8 | NO |"
