@@ -19,20 +19,17 @@ from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.flights import ChunkStatistics, Flight, Waiting
 from lazyfs.cache.memory import Chunk, Key, Memory
 from lazyfs.cache.records import Kept
+from lazyfs.cache.spans import spans_to_get
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.writer import Writer
 from lazyfs.errors import Dropped, LazyfsError
-from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
 from lazyfs.stores.base import Claim, Store
 
 log = logging.getLogger(__name__)
 
 SMALL_READ = 2 * BLOCK_SIZE
 """A read up to this size of a chunk that is on disk and wanted by no stream reads only its blocks, not the chunk."""
-
-NEAR = 8 * MIB
-"""From the end of what a reader waits for. At 30 ms to the first byte and 90 MB/s a connection, one GET of 5 MiB takes
-88 ms, and five GETs of 1 MiB side by side 42."""
 
 DISK_THREADS = 4
 """Reads from the disk under way at once, of several chunks each."""
@@ -94,14 +91,7 @@ class ChunkCache:
         return stop
 
     def _spans(self, version: ObjectVersion, missing: list[int], demand: int) -> Iterator[range]:
-        """Runs of chunks that are all on disk, or all not: what is on disk is not fetched because a neighbour is not.
-
-        Near the reader GETs are small, so that the first bytes come over many connections at once; further ahead they
-        are as large as may be, for each costs the same CPU and the same wait for its first byte, but where a window
-        grows by much at once it is spread over all connections: its bytes are wanted sooner than one brings 8 MiB.
-        Both only as far as connections are idle: 32 readers had 0.3 GB/s with small GETs, for 32 times 1 MiB in 62 ms
-        is no more.
-        """
+        """Runs of chunks that are all on disk or all not: what is there is not fetched because a neighbour is missing."""
         bits, segment = 0, -1
         on_disk: list[int] = []
         absent: list[int] = []
@@ -110,12 +100,8 @@ class ChunkCache:
                 segment = number // SEGMENT_CHUNKS
                 bits = self._disk.present(version.object_id, segment)
             (on_disk if bits >> number % SEGMENT_CHUNKS & 1 else absent).append(number)
-        idle = max(0, self._ways - self._flying)
-        near = sum(number * CHUNK_SIZE < demand for number in absent)
-        near = max(near, min(sum(number * CHUNK_SIZE < demand + NEAR for number in absent), idle))
-        far = absent[near:]
-        share = -(-len(far) // max(1, idle)) if len(far) > self._span_chunks else self._span_chunks
-        spans = [*runs(on_disk, self._span_chunks), *runs(absent[:near], 1), *runs(far, min(share, self._span_chunks))]
+        gets = spans_to_get(absent, demand, idle=self._ways - self._flying, most=self._span_chunks)
+        spans = [*runs(on_disk, self._span_chunks), *gets]
         yield from sorted(spans, key=lambda span: span.start)
 
     def drop(self, version: ObjectVersion, start: int, stop: int) -> None:
@@ -226,7 +212,8 @@ class ChunkCache:
 
     def _launch(self, version: ObjectVersion, span: range, claim: Claim) -> int:
         """Start one flight for chunks that have none; how many of them it brings, as memory allows."""
-        slots = self._memory.lend(len(span), urgent=claim.urgent)
+        after = self._slot(version, span.start - 1)
+        slots = self._memory.lend(len(span), urgent=claim.urgent, after=after)
         if slots is None and claim.urgent:
             slots = self._memory.lend(1, urgent=True) or self._lend_by_giving_up_writes()
             span = span[:1]
@@ -239,6 +226,15 @@ class ChunkCache:
         self._flying += 1
         self._nursery.start_soon(self._fly, flight)
         return len(span)
+
+    def _slot(self, version: ObjectVersion, number: int) -> int | None:
+        """Where in memory a chunk is, or will be."""
+        key = (version.object_id, number)
+        chunk = self._memory.get(key)
+        if chunk is not None:
+            return chunk.slot
+        flight = self._flights.get(key)
+        return None if flight is None else flight.slots[number - flight.first]
 
     def _lend_by_giving_up_writes(self) -> list[int] | None:
         """A slot for a reader at the price of chunks that will not be kept on disk: readers go before writers."""

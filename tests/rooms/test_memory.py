@@ -174,3 +174,16 @@ def test_slots_are_made_ready_without_a_change() -> None:
     again = resident()
     assert memory.populate() == 64 * MIB
     assert resident() - again < 8 * MIB
+
+
+def test_slots_are_lent_side_by_side_where_that_is_free() -> None:
+    """Behind the one that is asked for, and behind each other; never at the price of fresh memory."""
+    memory = Memory(16 * MIB)
+    assert memory.lend(4, urgent=True) == [0, 1, 2, 3]
+    for slot in (1, 3, 0, 2):
+        memory.give_back(slot)
+    assert memory.lend(1, urgent=True, after=0) == [1]
+    assert memory.lend(2, urgent=True, after=1) == [2, 3]
+    assert memory.lend(1, urgent=True, after=3) == [0], "4 was never used"
+    assert memory.lend(1, urgent=True, after=0) == [4], "1 is taken, and nothing else is warm"
+    assert memory.statistics().lent == 5

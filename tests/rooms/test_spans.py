@@ -1,0 +1,47 @@
+"""How what must be fetched is cut into GETs: small ones near the reader while connections are idle, large ones else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.cache.spans import spans_to_get
+from lazyfs.objects import MIB
+
+
+def lengths(absent: range, demand: int, idle: int, most: int = 8) -> list[int]:
+    """Chunks of each GET."""
+    return [len(span) for span in spans_to_get(absent, demand * MIB, idle=idle, most=most)]
+
+
+@pytest.mark.parametrize(
+    ("absent", "demand", "idle", "expected"),
+    [
+        (range(1), 1, 32, [1]),
+        (range(8), 1, 32, [1] * 8),
+        (range(16), 0, 32, [1] * 8 + [8]),
+        (range(16), 1, 4, [1] * 4 + [4, 8]),
+        (range(16), 1, 0, [1, 7, 8]),
+        (range(16), 2, -5, [1, 1, 6, 8]),
+        (range(8, 16), 0, 32, [8]),
+        (range(64, 128), 0, 32, [2] * 32),
+        (range(64, 128), 0, 8, [8] * 8),
+        (range(256), 0, 32, [1] * 8 + [8] * 31),
+    ],
+)
+def test_the_cut(absent: range, demand: int, idle: int, expected: list[int]) -> None:
+    """Small while it helps, then on the grid of large ones; a window that grows at once goes over all connections."""
+    assert lengths(absent, demand, idle) == expected
+
+
+@given(
+    st.sets(st.integers(0, 200)),
+    st.integers(0, 200),
+    st.integers(-40, 40),
+    st.integers(1, 16),
+)
+def test_each_chunk_once(numbers: set[int], demand: int, idle: int, most: int) -> None:
+    """Whatever is absent, it is asked for once, in ascending spans of adjacent chunks that are not too long."""
+    spans = spans_to_get(sorted(numbers), demand * MIB, idle=idle, most=most)
+    assert [number for span in spans for number in span] == sorted(numbers)
+    assert all(1 <= len(span) <= most for span in spans)
+    assert all(len(span) == 1 for span in spans if span.start < demand)
