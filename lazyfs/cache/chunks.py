@@ -91,7 +91,7 @@ class ChunkCache:
         return stop
 
     def _spans(self, version: ObjectVersion, missing: list[int], demand: int) -> Iterator[range]:
-        """Runs of chunks that are all on disk or all not: what is there is not fetched because a neighbour is missing."""
+        """Runs of chunks that are all on disk, or all not: none is fetched because its neighbour is missing."""
         bits, segment = 0, -1
         on_disk: list[int] = []
         absent: list[int] = []
