@@ -31,7 +31,7 @@ def test_options_and_defaults_are_true() -> None:
     rows = [line.split("|") for line in README.splitlines() if line.startswith("| `--")]
     assert len(rows) >= 8
     for _, options, default, *_ in rows:
-        names = re.findall(r"`--([a-z-]+)`", options)
+        names = re.findall(r"`--([a-z0-9-]+)`", options)
         values = [] if "cache" in default else re.findall(r"`([^`]+)`", default)  # a place is found out at run time
         for name, value in zip(names, values or [None] * len(names), strict=True):
             assert name in fields
