@@ -21,6 +21,7 @@ from lazyfs.cache.memory import Chunk, Key, Memory
 from lazyfs.cache.records import Kept
 from lazyfs.cache.spans import spans_to_get
 from lazyfs.cache.sums import block_sums
+from lazyfs.cache.threads import Threads
 from lazyfs.cache.writer import Writer
 from lazyfs.errors import Dropped, LazyfsError
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
@@ -54,6 +55,7 @@ class ChunkCache:
         self._room = trio.Event()
         self._short = 0
         self._readers = trio.CapacityLimiter(DISK_THREADS)
+        self._touches = Threads(DISK_THREADS, "small reads")
         self.writer = Writer(disk=disk, memory=memory, nursery=nursery, made_room=self._made_room)
         self._token = trio.lowlevel.current_trio_token()
         self._counts = dict.fromkeys(("memory_hits", "disk_hits", "misses", "waits", "corrupt"), 0)
@@ -194,9 +196,7 @@ class ChunkCache:
         kept = self._disk.kept(version.object_id, number)
         if kept is None:
             return None
-        part = await trio.to_thread.run_sync(
-            self._disk.read_part, version, number, kept, start, stop, limiter=self._readers
-        )
+        part = await self._touches.run(self._disk.read_part, version, number, kept, start, stop)
         if part is None:
             await self._found_wrong(version, number, kept)
         else:

@@ -4,8 +4,9 @@ Must not know FUSE or S3. All opens of one inode share one `OpenFile`, so that i
 they come through.
 """
 
-from lazyfs.cache.chunks import ChunkCache
+from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.filesystem.tree import File
+from lazyfs.reading.plans import Plan
 from lazyfs.reading.shards import HEAD, next_shard
 from lazyfs.reading.streams import Streams
 from lazyfs.reading.windows import Budget
@@ -26,7 +27,8 @@ class OpenFile:
     async def read(self, offset: int, size: int) -> memoryview | bytes:
         """`size` bytes from `offset` on, less only at the end of the file. The view is good until the next await.
 
-        What to bring is decided and started in one step, before anything is waited for.
+        What to bring is decided and started in one step, before anything is waited for. A touch is left to the cache,
+        which need not bring all of its chunk if that is on disk.
         """
         version = self.file.version
         stop = min(offset + size, version.size)
@@ -35,16 +37,21 @@ class OpenFile:
         plan = self._streams.observe(offset, stop)
         for start, end in plan.dropped:
             self._cache.drop(version, start, end)
-        for place, (start, end) in enumerate(plan.ranges):
-            # Before `demand` a chunk is urgent, and just behind it GETs are small. Below the read nothing is urgent.
-            demand = stop if end > offset else 0
-            reached = self._cache.start(version, start, end, demand=demand, lane=plan.stride or plan.run)
-            if reached < end:
-                plan.reached(place, reached)
-                break
+        if not (plan.touch and stop - offset <= SMALL_READ):
+            self._start(plan, offset, stop)
         if 2 * stop >= version.size and not self._followed and self._streams.whole:
             self._follow()
         return await self._cache.read(version, offset, stop)
+
+    def _start(self, plan: Plan, offset: int, stop: int) -> None:
+        """Set on its way what the plan says, until memory is short."""
+        version, lane = self.file.version, plan.stride or plan.run
+        for place, (start, end) in enumerate(plan.ranges):
+            # Before `demand` a chunk is urgent, and just behind it GETs are small. Below the read nothing is urgent.
+            reached = self._cache.start(version, start, end, demand=stop if end > offset else 0, lane=lane)
+            if reached < end:
+                plan.reached(place, reached)
+                break
 
     def _follow(self) -> None:
         """The file will be read to its end: begin with the next shard of the same model, once."""

@@ -22,6 +22,11 @@ class Plan:
     stride: Stride | None = None
     size: int = 0
 
+    @property
+    def touch(self) -> bool:
+        """Whether the read goes on with nothing, so that more of its chunk need not be wanted."""
+        return self.stride is None and self.run is not None and not self.run.step
+
     def reached(self, place: int, offset: int) -> None:
         """Of range number `place` only bytes before `offset` are here or coming, and nothing of those after it. They
         are planned again when there is room."""

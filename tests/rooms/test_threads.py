@@ -1,0 +1,77 @@
+"""The quick way into a thread: results, failures, cancellation, and a touch of warm bytes that goes it."""
+
+import threading
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.cache.chunks import ChunkCache
+from lazyfs.cache.memory import Memory
+from lazyfs.cache.threads import Threads
+from lazyfs.filesystem.files import OpenFiles
+from lazyfs.filesystem.tree import File, Tree
+from lazyfs.objects import KIB, MIB
+from lazyfs.reading.windows import Budget
+from tests.rooms.building import PLACE, CacheMaker, keep, pattern
+from tests.rooms.memory_store import MemoryStore
+
+
+async def test_results_and_failures() -> None:
+    """Come back to who asked, from another thread, many at once."""
+    threads = Threads(2, "test")
+    found: dict[int, tuple[int, int]] = {}
+
+    async def ask(number: int) -> None:
+        found[number] = await threads.run(lambda: (number, threading.get_ident()))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(ask, number)
+    assert [found[number][0] for number in range(20)] == list(range(20))
+    assert threading.get_ident() not in {thread for _, thread in found.values()}
+    with pytest.raises(ZeroDivisionError):
+        await threads.run(lambda: 1 // 0)
+    assert await threads.run(len, "abc") == 3
+
+
+async def test_who_is_cancelled_does_not_wait() -> None:
+    """The step runs to its end, and the threads go on."""
+    threads = Threads(1, "test")
+    gate, began, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def step() -> None:
+        began.set()
+        gate.wait(10)
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(threads.run, step)
+        await trio.to_thread.run_sync(began.wait, 10)
+        nursery.cancel_scope.cancel()
+    assert not ended.is_set()
+    gate.set()
+    assert await threads.run(ended.is_set)
+
+
+async def test_a_touch_of_warm_bytes_reads_their_block_only(caches: CacheMaker) -> None:
+    """4 KiB here and there of a file on disk: no chunk comes into memory, nothing is asked of the store."""
+    store, disk, data = MemoryStore(), caches.open(), pattern(8 * MIB)
+    version = store.put("k", data)
+    keep(disk, version, data, range(8))
+    async with trio.open_nursery() as nursery:
+        memory = Memory(16 * MIB)
+        cache = ChunkCache(store=store, disk=disk, memory=memory, nursery=nursery, span_size=8 * MIB)
+        tree = Tree(
+            place=PLACE, prefix="", list_prefix=lambda prefix, _: store.list(prefix), age=lambda _: 0.0, ttl=60.0
+        )
+        (file,) = [node for node in await tree.entries(tree.root.inode) if isinstance(node, File)]
+        assert file.version == version
+        files = OpenFiles(cache, Budget(8 * MIB))
+        handle = files.open(file)
+        for offset in (5 * MIB + 12 * KIB, 300 * KIB, 7 * MIB + 900 * KIB, 2 * MIB + 64 * KIB - 4 * KIB):
+            assert bytes(await files.get(handle).read(offset, 4 * KIB)) == data[offset : offset + 4 * KIB]
+        assert memory.statistics().chunks == 0
+        assert cache.statistics().disk_hits == 4
+        assert store.gets() == []
+        nursery.cancel_scope.cancel()
