@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import click
-import trio
 
 from lazyfs import __version__
 from lazyfs.cli import background
@@ -18,7 +17,6 @@ from lazyfs.errors import LazyfsError, SetupError, UsageError
 from lazyfs.objects import Source
 from lazyfs.service import mounts
 from lazyfs.service.logs import set_up_logging
-from lazyfs.service.mount import serve
 
 SWITCH_INTERVAL = 0.0002
 """Seconds until a thread that waits for the interpreter gets it. With Python's 5 ms, the writer waited some 3 ms for
@@ -96,6 +94,12 @@ def _start(config: Config, settings: list[Setting], source: str, mountpoint: str
 
 
 def _serve(config: Config, source: Source, mountpoint: str, ready_fd: int | None) -> None:
+    # Here and not above: boto3, pyfuse3 and lmdb take 0.3 s, which every other command, and the one that starts the
+    # daemon, can do without.
+    import trio  # noqa: PLC0415
+
+    from lazyfs.service.mount import serve  # noqa: PLC0415
+
     set_up_logging(config.log_level, config.log_format)
     os.umask(0o077)
     sys.setswitchinterval(SWITCH_INTERVAL)
