@@ -12,6 +12,7 @@ import datetime
 import http.client
 import os
 import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from lazyfs.errors import AccessDenied, NotFound, SetupError, StoreError, Transi
 from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
 from lazyfs.stores.answers import RangeAnswer, check_range, element, failure
 from lazyfs.stores.base import Arrived, Claim
-from lazyfs.stores.signing import Pattern, Signer, authorities
+from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
 from lazyfs.stores.wire import CONNECT_TIMEOUT, PIECE_SIZE, STALL_TIMEOUT, Call, Wires
 
 T = TypeVar("T")
@@ -65,8 +66,9 @@ class S3Store:
         self._lists = trio.CapacityLimiter(8)
         self._most = max_connections
         self._may_be_quick = quick
-        # How to go the quick way, once it is known; replaced as a whole, by whatever thread.
+        # How to go the quick way, once it is known; replaced as a whole, by whatever thread has the lock.
         self._quick: tuple[Pattern, Wires] | None = None
+        self._learning = threading.Lock()
         try:
             session = boto3.session.Session(profile_name=profile)
             # Any: the stubs type each of the 300 calls, and not the raw body that is read here.
@@ -153,6 +155,7 @@ class S3Store:
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived
     ) -> None:
         """`read`, by boto3 alone, and blocking; the signer of this thread has seen the request then."""
+        check_etag(version)
         stop = start + sum(len(view) for view in into)
         pinned = {"VersionId": version.version_id} if version.version_id else {}
         answer = self._client.get_object(
@@ -172,16 +175,20 @@ class S3Store:
 
     def _learn(self, key: str) -> None:
         """Go the quick way from the next read on, if what this thread just did by botocore can be done alike."""
-        pattern = self.signer.learn(key)
-        old = self._quick
-        if pattern is None or not self._may_be_quick:
-            self._quick = None
-        elif old is None or old[0] != pattern:
-            tls = self._trust() if pattern.tls else None
-            wires = Wires(pattern.host, pattern.port, tls, most=self._most)
-            if old is not None and (old[0].tls, old[0].host, old[0].port) == (pattern.tls, pattern.host, pattern.port):
-                wires = old[1]
-            self._quick = (pattern, wires)
+        pattern = self.signer.learn(key) if self._may_be_quick else None
+        # One at a time: many first reads end at once, and the wires that one of them made are used by then.
+        with self._learning:
+            old = self._quick
+            if pattern is None:
+                self._quick = None
+            elif old is not None and old[0].server == pattern.server:
+                self._quick = (pattern, old[1])
+                return
+            else:
+                tls = self._trust() if pattern.tls else None
+                self._quick = (pattern, Wires(pattern.host, pattern.port, tls, most=self._most))
+        if old is not None:
+            old[1].close()
 
     @property
     def authorities(self) -> str | None:
@@ -191,7 +198,10 @@ class S3Store:
     def _trust(self) -> ssl.SSLContext:
         found = self.authorities
         folder = found is not None and os.path.isdir(found)
-        return ssl.create_default_context(cafile=None if folder else found, capath=found if folder else None)
+        context = ssl.create_default_context(cafile=None if folder else found, capath=found if folder else None)
+        # As botocore's: strict, which is Python's default from 3.13, refuses authorities that it takes.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return context
 
     def _read_quickly(
         self,
@@ -213,13 +223,17 @@ class S3Store:
         try:
             head = wire.ask(request)
             if head.status not in (200, 206):
+                if head.status < 400:
+                    return False  # the bucket is elsewhere; botocore finds it
                 body = wire.rest(head)
                 used_up = head.keeps and len(body) == head.length
                 code = element(body, "Code")
-                if head.status < 400 or code == "AuthorizationHeaderMalformed":
-                    return False  # the bucket is elsewhere; botocore finds it
+                if code == "AuthorizationHeaderMalformed":
+                    return False  # it is elsewhere, too
                 raise failure(head.status, code, element(body, "Message"))
             if not head.plain:
+                # Who sends one body like that sends them all, and each would be asked for twice.
+                self._may_be_quick = False
                 return False
             found = head.headers
             check_range(

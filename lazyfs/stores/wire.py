@@ -25,7 +25,7 @@ from lazyfs.errors import Transient
 from lazyfs.objects import KIB
 
 CONNECT_TIMEOUT = 10.0
-STALL_TIMEOUT = 20
+STALL_TIMEOUT: float = 20
 """Seconds without a byte after which a connection is given up. A bound on silence, not on the whole transfer."""
 
 PIECE_SIZE = 1024 * KIB
@@ -38,6 +38,9 @@ LONGEST_ERROR = 64 * KIB
 
 HEAD_PIECE = 4 * KIB
 """Bytes asked for while the head is incomplete; what of the body comes with them is copied, so it is little."""
+
+MOST_INTERIM = 8
+"""Heads below 200 before the one that counts. Servers send none or one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,11 @@ class Head:
 
     @property
     def keeps(self) -> bool:
-        """Whether another request may follow on this connection."""
-        return self.plain and self.headers.get("connection", "").lower() != "close"
+        """Whether another request may follow on this connection: not if more came than was announced, for who knows
+        whose answer that is."""
+        length = self.length
+        kept = "close" not in self.headers.get("connection", "").lower()
+        return kept and self.plain and length is not None and len(self.rest) <= length
 
 
 class Wire:
@@ -71,16 +77,19 @@ class Wire:
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Connect. OSError if that fails."""
         plain = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT)
+        try:
+            self._prepare(plain, host, tls)
+        except BaseException:
+            plain.close()
+            raise
+
+    def _prepare(self, plain: socket.socket, host: str, tls: ssl.SSLContext | None) -> None:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = plain
         self._receive = self._receive_plain
         if tls is not None:
-            try:
-                self._socket = tls.wrap_socket(plain, server_hostname=host)
-            except BaseException:
-                plain.close()
-                raise
+            self._socket = tls.wrap_socket(plain, server_hostname=host)
             self._socket.settimeout(STALL_TIMEOUT)
             self._receive = self._receive_tls
             return
@@ -88,11 +97,15 @@ class Wire:
         # means nothing to a socket that does not block. On expiry recv gives what it has, or EAGAIN if that is nothing
         # (tcp_recvmsg), which makes this a bound on silence for any piece.
         plain.settimeout(None)
+        clock = struct.pack("ll", int(STALL_TIMEOUT), int(STALL_TIMEOUT % 1 * 1e6))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            plain.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STALL_TIMEOUT, 0))
+            plain.setsockopt(socket.SOL_SOCKET, option, clock)
 
     def idle(self) -> bool:
         """Whether the other side has said nothing, not even goodbye, since the last answer."""
+        # A record may have brought more than was asked for: that is here already, where poll does not look.
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return False
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
@@ -100,10 +113,13 @@ class Wire:
     def ask(self, request: bytes) -> Head:
         """Send a request and read the head of its answer."""
         self._socket.sendall(request)
-        while True:
-            head = self._head()
+        data = b""
+        for _ in range(MOST_INTERIM + 1):
+            head = self._head(data)
             if head.status >= 200:
                 return head
+            data = head.rest
+        raise Transient("the answer does not come")
 
     def fill(self, head: Head, into: Sequence[memoryview], arrived: Callable[[int], None]) -> None:
         """Put the body into the buffers, in order; `arrived` with the bytes so far after each piece."""
@@ -127,12 +143,22 @@ class Wire:
             arrived(received)
 
     def rest(self, head: Head) -> bytes:
-        """The body of an error, as far as it is read at all."""
-        body = bytearray(head.rest)
-        want = min(head.length or 0, LONGEST_ERROR)
-        while len(body) < want and (piece := self._socket.recv(want - len(body))):
-            body += piece
-        return bytes(body)
+        """The body of an error, as far as it is read at all. S3 sends them in chunks, and what the failure is depends
+        on the word in it."""
+        data = bytearray(head.rest)
+        chunked = "transfer-encoding" in head.headers
+        announced = LONGEST_ERROR if chunked or head.length is None else head.length
+        while True:
+            body, whole = _unchunked(data) if chunked else (bytes(data), False)
+            if whole or len(data) >= min(announced, LONGEST_ERROR):
+                return body
+            piece = self._some()
+            if piece:
+                data += piece
+            elif not chunked and head.length is None:
+                return body  # it ends with the connection
+            else:
+                raise Transient(f"status {head.status}, and its body ended after {len(data)} bytes")
 
     def shut(self) -> None:
         """End what happens on the connection, from any thread; who receives from it sees its end."""
@@ -148,7 +174,7 @@ class Wire:
         try:
             return self._socket.recv_into(into, 0, socket.MSG_WAITALL)
         except BlockingIOError:
-            raise Transient(f"no byte came for {STALL_TIMEOUT} s") from None
+            raise Transient(f"no byte came for {STALL_TIMEOUT:g} s") from None
 
     def _receive_tls(self, into: memoryview) -> int:
         receive, offset = self._socket.recv_into, 0
@@ -156,15 +182,20 @@ class Wire:
             offset += count
         return offset
 
-    def _head(self) -> Head:
-        data = bytearray()
+    def _some(self) -> bytes:
+        """A few bytes, none at the end."""
+        try:
+            return self._socket.recv(HEAD_PIECE)
+        except (BlockingIOError, TimeoutError):
+            raise Transient(f"no byte came for {STALL_TIMEOUT:g} s") from None
+
+    def _head(self, before: bytes) -> Head:
+        """The next head, which begins with `before`."""
+        data = bytearray(before)
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > LONGEST_HEAD:
                 raise Transient("the head of the answer does not end")
-            try:
-                piece = self._socket.recv(HEAD_PIECE)
-            except (BlockingIOError, TimeoutError):
-                raise Transient(f"no byte came for {STALL_TIMEOUT} s") from None
+            piece = self._some()
             if not piece:
                 raise Transient("the connection was closed " + ("in the head of the answer" if data else "unanswered"))
             data += piece
@@ -172,13 +203,27 @@ class Wire:
         match = re.match(r"HTTP/1\.[01] (\d{3})(?: |$)", lines[0])
         if match is None:
             raise Transient(f"not an HTTP answer: {lines[0][:80]!r}")
-        headers = {}
+        headers: dict[str, str] = {}
         for line in lines[1:]:
             name, _, value = line.partition(":")
-            headers[name.lower()] = value.strip()
+            name, value = name.lower(), value.strip()
+            # Said twice it is a list, as in RFC 9110 5.3; two lengths are then no number.
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
         if lines[0].startswith("HTTP/1.0"):
             headers.setdefault("connection", "close")
         return Head(int(match[1]), headers, bytes(data[end + 4 :]))
+
+
+def _unchunked(data: bytes | bytearray) -> tuple[bytes, bool]:
+    """What is in the chunks that are here, and whether the last has come. What is not chunks ends them."""
+    body, at = bytearray(), 0
+    while (end := data.find(b"\r\n", at)) >= 0:
+        size = re.match(rb"[0-9A-Fa-f]{1,8}", data[at:end])
+        if size is None or not int(size[0], 16):
+            return bytes(body), True
+        at = end + 2 + int(size[0], 16) + 2
+        body += data[end + 2 : at - 2]
+    return bytes(body), False
 
 
 class Wires:
@@ -210,9 +255,9 @@ class Wires:
         wire.close()
 
     def close(self) -> None:
-        """Close those that are idle."""
+        """Close those that are idle, and from now on each that is given back."""
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle, self._idle, self._most = self._idle, [], 0
         for wire in idle:
             wire.close()
 
