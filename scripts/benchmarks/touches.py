@@ -72,7 +72,7 @@ class Floor(Row):
     """
 
     name = "floor"
-    span = 32 * MIB
+    span = 8 * MIB
 
     def run(self, stage: Stage) -> Iterator[Line]:
         """CPU of the daemon for each read, and how long the reader waited."""

@@ -13,6 +13,7 @@ from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, StoreError, Tra
 from lazyfs.objects import KIB, ObjectVersion
 from lazyfs.stores.base import Claim
 from lazyfs.stores.s3 import S3Store
+from lazyfs.stores.wire import Wires
 from tests.rooms.building import pattern
 from tests.rooms.raw_server import CHUNKED, LAST, PATIENCE, RawServer, Say, answer, chunked, nothing_left_open, scripted
 
@@ -148,3 +149,18 @@ async def test_first_reads_at_once_share_their_wires() -> None:
         assert store._quick is None
         assert quick[1]._idle == []
         store.close()
+
+
+def test_most_are_kept_and_none_after_the_end() -> None:
+    """The third of two is closed, and so is one that comes back when all was closed."""
+    with scripted() as server:
+        wires = Wires("127.0.0.1", server.port, None, most=2)
+        taken = [wires.take() for _ in range(3)]
+        for wire in taken:
+            wires.give_back(wire)
+        assert [wire._socket.fileno() >= 0 for wire in taken] == [True, True, False]
+        late = wires.take()
+        wires.close()
+        assert late._socket.fileno() >= 0
+        wires.give_back(late)
+        assert all(wire._socket.fileno() == -1 for wire in taken)
