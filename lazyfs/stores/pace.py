@@ -11,7 +11,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass
 
-from lazyfs.objects import MIB
+from lazyfs.objects import KIB, MIB
 
 SAMPLES = 64
 """Ended reads that are remembered: two rounds of the default connections."""
@@ -34,15 +34,23 @@ MOST_BEHIND = 4
 GRACE = 0.25
 """Seconds in which nothing is behind: a connection is opened, a name resolved, a server wakes up."""
 
+STALL = 60.0
+TRICKLE = 64 * KIB
+"""Seconds in which so many bytes must come: a byte now and then is no silence, which sockets bound by themselves, and
+no progress. Three times the bound on silence, since bytes of a piece may be told of as late as that."""
+
 
 @dataclass(slots=True, eq=False)
 class Progress:
-    """One read under way: when it began, what had been delivered by then, and how many of its bytes are here."""
+    """One read under way: when it began, what had been delivered by then, how many of its bytes are here, and how many
+    were when it was looked at for a stall."""
 
     size: int
     began: float
     delivered: int
     done: int = 0
+    looked: float = 0.0
+    done_then: int = 0
 
 
 class Pace:
@@ -62,7 +70,7 @@ class Pace:
 
     def begin(self, size: int, now: float) -> Progress:
         """A read of `size` bytes is sent."""
-        progress = Progress(size, now, self._delivered)
+        progress = Progress(size, now, self._delivered, looked=now)
         self._under_way.add(progress)
         return progress
 
@@ -91,6 +99,16 @@ class Pace:
             and (one.size - one.done) * (now - one.began) > GRACE * one.done
         ]
         return found if len(found) <= max(1, len(self._under_way) // MOST_BEHIND) else []
+
+    def stalled(self, now: float) -> list[Progress]:
+        """The reads of which next to nothing came for a while, whatever others do."""
+        found = []
+        for one in self._under_way:
+            if now - one.looked >= STALL:
+                if one.done - one.done_then < TRICKLE:
+                    found.append(one)
+                one.looked, one.done_then = now, one.done
+        return found
 
     def _usual(self, size: int) -> float | None:
         """Seconds that a read of about this size took lately; None if too few have ended."""

@@ -6,7 +6,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import Dropped
 from lazyfs.stores.base import Claim
-from lazyfs.stores.fetch import Gate
+from lazyfs.stores.gate import Gate
 from tests.rooms.bench import DATA, Bench
 from tests.rooms.memory_store import Valve
 

@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from lazyfs.errors import AccessDenied, Dropped, NotFound, ObjectChanged, StoreError, Unreachable
 from lazyfs.objects import KIB, MIB
 from lazyfs.stores.base import Claim
-from lazyfs.stores.fetch import FIRST_PAUSE, LONGEST_PAUSE
+from lazyfs.stores.endpoint import FIRST_PAUSE, LONGEST_PAUSE
 from tests.rooms.bench import BROKEN, DATA, Bench
 from tests.rooms.memory_store import PIECE_SIZE, Call, Fault, in_turn
 

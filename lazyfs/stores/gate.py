@@ -1,0 +1,107 @@
+"""Who may ask an endpoint now: a bound on reads under way, which gives way when the endpoint says that it is too much.
+
+Must not know what reads are or how they are sent. Loop thread only; the state changes only between awaits.
+Invariants: `in_use` equals the number of reads between `enter` and `leave`; nobody waits while a place they may take is
+free; 1 <= places <= most.
+"""
+
+from collections import Counter, deque
+from collections.abc import Hashable
+
+import trio
+
+from lazyfs.errors import Dropped
+from lazyfs.stores.base import Claim
+
+
+class Gate:
+    """At most `most` reads under way. An urgent claim passes every one that is not, also those queued before it.
+
+    Read-ahead may hold all places but `reserve`, so that demand does not wait for a whole span of somebody's guess.
+    Among read-ahead the lane that holds the fewest places is next, so that one that has queued much waits by itself.
+    `narrow` halves the places, as TCP does when a packet is lost; each round of reads that work gives one back.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.places = most
+        self.in_use = 0
+        self._worked = 0
+        self._lanes: Counter[Hashable] = Counter()
+        self._waiting: deque[_Waiter] = deque()
+
+    @property
+    def reserve(self) -> int:
+        """Places that read-ahead leaves to demand."""
+        return min(max(1, self.places // 8), self.places - 1)
+
+    def narrow(self) -> None:
+        """The endpoint has too much to do: half as many places, at least one. Who is inside goes on."""
+        self.places = max(1, self.places // 2)
+        self._worked = 0
+
+    def widen(self) -> None:
+        """A read has worked; after as many of them as there are places, there is one place more."""
+        if self.places < self.most:
+            self._worked += 1
+            if self._worked >= self.places:
+                self.places += 1
+                self._worked = 0
+                self._wake()
+
+    async def enter(self, claim: Claim) -> None:
+        """Wait for a place. `Dropped` if the claim is dropped first."""
+        waiter = _Waiter(claim)
+        self._waiting.append(waiter)
+        claim.on_change = self._wake
+        self._wake()
+        try:
+            await waiter.decided.wait()
+        except BaseException:
+            if waiter.granted:
+                self.leave(claim)
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
+            raise
+        finally:
+            claim.on_change = None
+        if not waiter.granted:
+            raise Dropped("given up before it was sent")
+
+    def leave(self, claim: Claim) -> None:
+        """Give the place back; it passes to who waits without a moment in which a newcomer could take it."""
+        self.in_use -= 1
+        self._lanes[claim.lane] -= 1
+        if not self._lanes[claim.lane]:
+            del self._lanes[claim.lane]
+        self._wake()
+
+    def _wake(self) -> None:
+        for dropped in [w for w in self._waiting if w.claim.dropped]:
+            self._waiting.remove(dropped)
+            dropped.decided.set()
+        while (waiter := self._next()) is not None:
+            self._waiting.remove(waiter)
+            waiter.granted = True
+            self.in_use += 1
+            self._lanes[waiter.claim.lane] += 1
+            waiter.decided.set()
+
+    def _next(self) -> "_Waiter | None":
+        urgent = next((w for w in self._waiting if w.claim.urgent), None)
+        if urgent is not None:
+            return urgent if self.in_use < self.places else None
+        if not self._waiting or self.in_use >= self.places - self.reserve:
+            return None
+        return min(self._waiting, key=lambda waiter: self._lanes[waiter.claim.lane])
+
+
+class _Waiter:
+    """One claim in the queue. `decided` is set once: with `granted`, or because the claim was dropped."""
+
+    __slots__ = ("claim", "decided", "granted")
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.decided = trio.Event()
+        self.granted = False
