@@ -1,14 +1,31 @@
-"""A flight: adjacent chunks on their way into lent slots of memory, and who waits for each. State only; `chunks.py`
-moves it."""
+"""Flights: adjacent chunks on their way into lent slots of memory, and who waits for each.
 
-from dataclasses import dataclass
+Their job: a chunk is brought once however many want it (a flight, owned by the service and not by a reader), from the
+object file if the index has it and it verifies, else from the store; it is verified or checksummed, kept in memory, and
+given to a writer that puts it on disk later. Must not know who reads, or what will be wanted next.
+
+Concurrency: loop thread only. Code between two awaits is the lock: `launch` and `_land` are one step each. Only
+`Flight.sums` may be appended to by other threads, those of the store. No index transaction is held across an await.
+Invariants: a chunk is in at most one flight; a chunk is never in memory and in a flight at once; a flight's slots are
+lent until each lands or the flight ends; a waiter's chunk is pinned from landing until the waiter has run.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
 
 import trio
 
-from lazyfs.cache.memory import Chunk
+from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.memory import Chunk, Key, Memory
+from lazyfs.cache.records import Kept
+from lazyfs.cache.sums import block_sums
+from lazyfs.cache.threads import Workers
+from lazyfs.cache.writer import Writer
 from lazyfs.errors import LazyfsError
-from lazyfs.objects import ObjectVersion
-from lazyfs.stores.base import Claim
+from lazyfs.objects import CHUNK_SIZE, ObjectVersion
+from lazyfs.stores.base import Claim, Store
+
+log = logging.getLogger(__name__)
 
 
 class Waiting:
@@ -46,14 +63,173 @@ class Flight:
         self.error: LazyfsError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkStatistics:
-    """Chunks since the start. Reads by where they were found; corrupt: wrong on disk; unkept: not written to disk."""
+class Flights:
+    """The flights of one cache, by the chunks they bring. `made_room` is called when slots came back."""
 
-    memory_hits: int
-    disk_hits: int
-    misses: int
-    waits: int
-    corrupt: int
-    kept: int
-    unkept: int
+    def __init__(
+        self,
+        *,
+        store: Store,
+        disk: Disk,
+        memory: Memory,
+        writer: Writer,
+        workers: Workers,
+        nursery: trio.Nursery,
+        made_room: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._disk = disk
+        self._memory = memory
+        self._writer = writer
+        self._workers = workers
+        self._nursery = nursery
+        self._made_room = made_room
+        self._by_chunk: dict[Key, Flight] = {}
+        self._token = trio.lowlevel.current_trio_token()
+        self.flying = 0
+        """Flights that have not ended."""
+        self.disk_hits = self.misses = self.corrupt = 0
+
+    def __len__(self) -> int:
+        return len(self._by_chunk)
+
+    def get(self, key: Key) -> Flight | None:
+        """The flight that brings this chunk."""
+        return self._by_chunk.get(key)
+
+    def launch(self, version: ObjectVersion, span: range, claim: Claim) -> int:
+        """Start one flight for chunks that have none; how many of them it brings, as memory allows."""
+        after = self._slot(version, span.start - 1)
+        slots = self._memory.lend(len(span), urgent=claim.urgent, after=after)
+        if slots is None and claim.urgent:
+            slots = self._memory.lend(1, urgent=True) or self._lend_by_giving_up_writes()
+            span = span[:1]
+        if slots is None:
+            return 0
+        views = [self._memory.slot_view(slot, version.chunk_length(n)) for slot, n in zip(slots, span, strict=True)]
+        flight = Flight(version, span, slots, views, claim)
+        for number in span:
+            self._by_chunk[version.object_id, number] = flight
+        self.flying += 1
+        self._nursery.start_soon(self._fly, flight)
+        return len(span)
+
+    def _slot(self, version: ObjectVersion, number: int) -> int | None:
+        """Where in memory a chunk is, or will be."""
+        key = (version.object_id, number)
+        chunk = self._memory.get(key)
+        if chunk is not None:
+            return chunk.slot
+        flight = self._by_chunk.get(key)
+        return None if flight is None else flight.slots[number - flight.first]
+
+    def _lend_by_giving_up_writes(self) -> list[int] | None:
+        """A slot for a reader at the price of chunks that will not be kept on disk: readers go before writers."""
+        slots = None
+        while slots is None and self._writer.give_up_one():
+            slots = self._memory.lend(1, urgent=True)
+        return slots
+
+    async def _fly(self, flight: Flight) -> None:
+        """Bring the flight's chunks, whatever that takes, and end it."""
+        try:
+            kept = [self._disk.kept(flight.version.object_id, n) for n in range(flight.first, flight.stop)]
+            await self._from_disk(flight, kept)
+            await self._from_store(flight)
+        except LazyfsError as error:
+            flight.error = error
+        except Exception as error:
+            log.exception("a defect while bringing %r", flight.version.key)
+            flight.error = LazyfsError(f"a defect: {type(error).__name__}: {error}")
+        finally:
+            self.flying -= 1
+            self._end(flight)
+
+    async def _from_disk(self, flight: Flight, kept: Sequence[Kept | None]) -> None:
+        """Land the leading chunks that are on disk and verify."""
+        found: list[Kept] = []
+        for one in kept:
+            if one is None or (found and one.generation != found[0].generation):
+                break
+            found.append(one)
+        if not found:
+            return
+        views = flight.views[: len(found)]
+        right = await self._workers.read(self._disk.read, flight.version, flight.first, found, views)
+        for offset, (good, one) in enumerate(zip(right, found, strict=True)):
+            number = flight.first + offset
+            if not good:
+                await self.found_wrong(flight.version, number, one)
+                break
+            flight.sums.append(one.sums)
+            self.disk_hits += 1
+            self._writer.touch(flight.version, number)
+            self._land(flight, fresh=False)
+
+    async def _from_store(self, flight: Flight) -> None:
+        """Land the rest from the store, each chunk as soon as its last byte is here."""
+        begin = flight.landed
+        views = flight.views[begin:]
+        if not views:
+            return
+        ends: list[int] = []
+        for view in views:
+            ends.append((ends[-1] if ends else 0) + len(view))
+
+        def arrived(count: int) -> None:
+            done = len(flight.sums) - begin
+            if done < len(ends) and count >= ends[done]:
+                while done < len(ends) and count >= ends[done]:
+                    flight.sums.append(block_sums(views[done]))
+                    done += 1
+                self._token.run_sync_soon(self._land, flight)
+
+        start = (flight.first + begin) * CHUNK_SIZE
+        self.misses += len(views)
+        await self._store.read(flight.version, start, views, arrived, flight.claim)
+        self._land(flight)
+
+    def _land(self, flight: Flight, *, fresh: bool = True) -> None:
+        """The chunks whose checksums are known are here: keep them in memory, wake their waiters, queue the write."""
+        while flight.landed < len(flight.sums) and not flight.over:
+            place = flight.landed
+            number = flight.first + place
+            key = (flight.version.object_id, number)
+            del self._by_chunk[key]
+            chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
+            flight.landed += 1
+            if fresh:
+                self._writer.put(Verified(flight.version, number, chunk.view, flight.sums[place]), chunk)
+            self._wake(flight, number, chunk)
+
+    def _wake(self, flight: Flight, number: int, chunk: Chunk | None) -> None:
+        waiting = flight.waiting.pop(number, None)
+        if waiting is None:
+            return
+        if chunk is not None:
+            waiting.chunk = chunk
+            for _ in range(waiting.count):
+                self._memory.pin(chunk)
+        waiting.event.set()
+
+    def _end(self, flight: Flight) -> None:
+        """Land what is complete, give back the slots of the rest and wake who waited for it; they look again, or fail
+        with the error."""
+        self._land(flight)
+        # The word that a chunk is complete may still be queued; its slot is somebody else's from here on.
+        flight.over = True
+        for place in range(flight.landed, len(flight.slots)):
+            number = flight.first + place
+            self._by_chunk.pop((flight.version.object_id, number), None)
+            self._memory.give_back(flight.slots[place])
+            self._wake(flight, number, None)
+        self._made_room()
+
+    async def found_wrong(self, version: ObjectVersion, number: int, kept: Kept) -> None:
+        """Bytes on disk did not match. If the index still stands by them they are damaged: forget them. Else they were
+        evicted as we read, which is nothing to report."""
+        if self._disk.kept(version.object_id, number) != kept:
+            return
+        self.corrupt += 1
+        log.error("cached bytes of %r, chunk %d, are damaged and will be fetched again", version.key, number)
+        await self._writer.step(self._disk.discard, version, number)

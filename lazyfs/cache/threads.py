@@ -1,20 +1,62 @@
-"""A quick way into a thread and back, for steps that take less time than trio's own way to one.
+"""How steps that block are run off the loop, and a quick way there for those that take less time than trio's own.
 
 `trio.to_thread.run_sync` costs 0.1 ms of CPU and more for its limiter, context and outcome; reading and verifying a
 block of 64 KiB takes as long. Must not know what is run.
 
-Concurrency: `run` on the loop; the threads are daemons and end with the process. What is cancelled runs to its end, and
-its result is dropped.
+Concurrency: called on the loop; the quick threads are daemons and end with the process. A touch that is cancelled runs
+to its end, and its result is dropped; reads and writes are waited for, whoever is cancelled, for they use buffers of
+others.
 """
 
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
 
 T = TypeVar("T")
+
+DISK_THREADS = 4
+"""Reads from the disk under way at once, of several chunks each, and as many touches."""
+
+
+class Workers(Protocol):
+    """Who runs the blocking steps of a cache. Each gives the function's result, or raises what it raised."""
+
+    async def touch(self, function: Callable[..., T], *args: Any) -> T:
+        """A step of less than 0.1 ms that writes to no buffer of others; not waited for when cancelled."""
+        ...
+
+    async def read(self, function: Callable[..., T], *args: Any) -> T:
+        """A step that fills buffers, several side by side. Once begun it is waited for."""
+        ...
+
+    async def write(self, function: Callable[..., T], *args: Any) -> T:
+        """A step that changes the disk cache, one after another in the order in which they were asked for. Once begun
+        it is waited for."""
+        ...
+
+
+class DiskThreads:
+    """Threads for the steps of one cache."""
+
+    def __init__(self) -> None:
+        self._touches = Threads(DISK_THREADS, "small reads")
+        self._readers = trio.CapacityLimiter(DISK_THREADS)
+        self._writers = trio.CapacityLimiter(1)
+
+    async def touch(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Workers.touch`."""
+        return await self._touches.run(function, *args)
+
+    async def read(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Workers.read`."""
+        return await trio.to_thread.run_sync(function, *args, limiter=self._readers)
+
+    async def write(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Workers.write`."""
+        return await trio.to_thread.run_sync(function, *args, limiter=self._writers)
 
 
 class Threads:

@@ -17,6 +17,7 @@ import trio
 
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Chunk, Memory
+from lazyfs.cache.threads import Workers
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import SEGMENT_CHUNKS, ObjectVersion
 
@@ -38,15 +39,17 @@ QUIET = 60.0
 class Writer:
     """The one writer of a disk cache. `made_room` is called when pins were undone."""
 
-    def __init__(self, *, disk: Disk, memory: Memory, nursery: trio.Nursery, made_room: Callable[[], None]) -> None:
+    def __init__(
+        self, *, disk: Disk, memory: Memory, nursery: trio.Nursery, workers: Workers, made_room: Callable[[], None]
+    ) -> None:
         self._disk = disk
         self._memory = memory
         self._nursery = nursery
+        self._workers = workers
         self._made_room = made_room
         self._queue: deque[tuple[Verified, Chunk]] = deque()
         self._limit = max(1, memory.slots // 2)
         self._wanted = trio.Event()
-        self._threads = trio.CapacityLimiter(1)
         self._touched: set[tuple[bytes, int]] = set()
         self._quiet_until = -math.inf
         self.kept = 0
@@ -116,7 +119,7 @@ class Writer:
     async def step(self, function: Callable[..., T], *args: object) -> T | None:
         """One step of the disk cache. The cache is advice: a failure is logged, once in a while, and forgotten."""
         try:
-            return await trio.to_thread.run_sync(function, *args, limiter=self._threads)
+            return await self._workers.write(function, *args)
         except (CacheUnavailable, OSError) as error:
             if trio.current_time() >= self._quiet_until:
                 self._quiet_until = trio.current_time() + QUIET

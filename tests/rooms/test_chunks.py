@@ -264,7 +264,8 @@ async def test_demand_urges_a_flight_on(store: MemoryStore, running: Running) ->
     store.valve = lambda call: valve
     async with running() as cache:
         cache.start(version, 0, MIB, demand=0)
-        flight = cache._flights[version.object_id, 0]
+        flight = cache._flights.get((version.object_id, 0))
+        assert flight is not None
         assert not flight.claim.urgent
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cache.read, version, 0, 10)

@@ -8,7 +8,7 @@ import trio.testing
 
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.memory import Memory
-from lazyfs.cache.threads import Threads
+from lazyfs.cache.threads import DiskThreads, Threads
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.tree import File, Tree
 from lazyfs.objects import KIB, MIB
@@ -52,6 +52,42 @@ async def test_who_is_cancelled_does_not_wait() -> None:
     assert not ended.is_set()
     gate.set()
     assert await threads.run(ended.is_set)
+
+
+async def test_writes_are_one_after_another() -> None:
+    """In the order in which they were asked for, while reads go on beside them."""
+    workers = DiskThreads()
+    gate = threading.Event()
+    order: list[int] = []
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(workers.write, gate.wait, 10)
+        for number in range(3):
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(workers.write, order.append, number)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await workers.read(list, order) == await workers.touch(list, order) == []
+        gate.set()
+    assert order == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+async def test_a_step_that_uses_buffers_of_others_is_waited_for(kind: str) -> None:
+    """Also when whoever asked is cancelled: the buffer is somebody else's as soon as the call is over."""
+    workers = DiskThreads()
+    gate, began, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def step() -> None:
+        began.set()
+        gate.wait(10)
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(getattr(workers, kind), step)
+        await trio.to_thread.run_sync(began.wait, 10)
+        nursery.cancel_scope.cancel()
+        trio.lowlevel.current_trio_token().run_sync_soon(gate.set)
+    assert ended.is_set()
 
 
 async def test_a_touch_of_warm_bytes_reads_their_block_only(caches: CacheMaker) -> None:
