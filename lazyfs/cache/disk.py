@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from lazyfs.cache.audit import cut_short, verify
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.index import Index
-from lazyfs.cache.objectfile import ObjectFiles
+from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.records import WHOLE_FILE, Kept, Run, Written, disk_size
 from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable
@@ -50,6 +50,7 @@ class Disk:
         self._max_size = max_size
         self._min_free = min_free
         self.evicted_bytes = 0
+        self._scratch = Scratch()
         try:
             self._index = _open_index(directory)
         except CacheUnavailable as error:
@@ -121,7 +122,7 @@ class Disk:
         Blocks."""
         low = start - start % BLOCK_SIZE
         high = min(version.chunk_length(number), -(-stop // BLOCK_SIZE) * BLOCK_SIZE)
-        view = memoryview(bytearray(high - low))
+        view = self._scratch.view(high - low)
         try:
             if not self._files.read(version.object_id, kept.generation, number * CHUNK_SIZE + low, [view]):
                 return None

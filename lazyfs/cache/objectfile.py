@@ -2,16 +2,16 @@
 
 Why not a file for a chunk: disk reads are contiguous, 1 TB is a few thousand files, and a complete file can be digested
 or handed to the kernel to read by itself. Names are `<2 hex>/<object_id hex>.<generation hex>`: never a key.
-Whole chunks go past the page cache (O_DIRECT) where the filesystem can: the kernel keeps the mount's own pages, so
-these would be second copies, and a GB written costs 0.8
-CPU seconds less. What is not a multiple of 4 KiB, the end of a file
-and single blocks, goes through the page cache.
+Whole chunks and blocks go past the page cache (O_DIRECT) where the filesystem can: the kernel keeps the mount's own
+pages, so these would be second copies, and a GB written costs 0.8 CPU seconds less. What is not a multiple of 4 KiB,
+the end of a file, goes through the page cache.
 
 Must not know what is present; the index does. Any thread; descriptors are shared and closed when the last user is gone.
 """
 
 import ctypes
 import errno
+import mmap
 import os
 import threading
 from collections import OrderedDict
@@ -46,12 +46,27 @@ class _Descriptor:
         os.close(self.number)
 
 
+class Scratch:
+    """A buffer for each thread, used again: O_DIRECT refuses one that does not begin at a page, and Python's own begin
+    anywhere."""
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+
+    def view(self, size: int) -> memoryview:
+        """The first `size` bytes of this thread's buffer, which are this caller's until the next call."""
+        whole: memoryview | None = getattr(self._of_thread, "whole", None)
+        if whole is None or len(whole) < size:
+            whole = self._of_thread.whole = memoryview(mmap.mmap(-1, -(-size // PAGE_SIZE) * PAGE_SIZE))
+        return whole[:size]
+
+
 class ObjectFiles:
     """The object files below `root`, which exists. Raises OSError."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._open: OrderedDict[tuple[str, int], _Descriptor] = OrderedDict()
+        self._open: OrderedDict[tuple[bytes, int, int], _Descriptor] = OrderedDict()
         self._direct = True
         self._lock = threading.Lock()
 
@@ -64,10 +79,9 @@ class ObjectFiles:
         """Fill the buffers from `offset` on; False if the file ends before that. For O_DIRECT, buffers must be aligned
         to pages; those of `Memory` are."""
         whole = _aligned(into) if self._direct else 0
-        path = self.path(object_id, generation)
         if whole:
             try:
-                done = _transfer(os.preadv, self._descriptor(path, os.O_DIRECT), into[:whole], offset)
+                done = _transfer(os.preadv, self._descriptor(object_id, generation, os.O_DIRECT), into[:whole], offset)
             except OSError as error:
                 self._direct_failed(error)
                 whole = done = 0
@@ -75,7 +89,10 @@ class ObjectFiles:
                 return False
             offset += done
         rest = into[whole:]
-        return _transfer(os.preadv, self._descriptor(path, 0), rest, offset) == sum(len(view) for view in rest)
+        if not rest:
+            return True
+        descriptor = self._descriptor(object_id, generation, 0)
+        return _transfer(os.preadv, descriptor, rest, offset) == sum(len(view) for view in rest)
 
     def write(self, version: ObjectVersion, generation: int, first: int, chunks: Sequence[memoryview]) -> None:
         """Write adjacent chunks from chunk `first` on, making the sparse file if it is not there. Not synced."""
@@ -106,7 +123,7 @@ class ObjectFiles:
         if run.whole:
             with self._lock:
                 for flags in (0, os.O_DIRECT):
-                    self._open.pop((path.name, flags), None)
+                    self._open.pop((run.object_id, run.generation, flags), None)
             path.unlink(missing_ok=True)
             return
         try:
@@ -123,13 +140,14 @@ class ObjectFiles:
         with self._lock:
             self._open.clear()
 
-    def _descriptor(self, path: Path, flags: int) -> _Descriptor:
-        key = (path.name, flags)
+    def _descriptor(self, object_id: bytes, generation: int, flags: int) -> _Descriptor:
+        key = (object_id, generation, flags)
         with self._lock:
             descriptor = self._open.get(key)
             if descriptor is not None:
                 self._open.move_to_end(key)
                 return descriptor
+        path = self.path(object_id, generation)
         descriptor = _Descriptor(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags))
         if not flags:
             # Blocks are read one at a time and far apart; what lies around them is not wanted.
@@ -166,7 +184,7 @@ def _transfer(call: Callable[..., int], descriptor: _Descriptor, views: Sequence
     """preadv or pwritev until all is done, or the file ends; the number of bytes."""
     done, size = 0, sum(len(view) for view in views)
     while done < size:
-        count = call(descriptor.number, tail(views, done), offset + done)
+        count = call(descriptor.number, tail(views, done) if done else views, offset + done)
         if count == 0:
             break
         done += count

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.cache.disk import Disk
+from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.memory import Memory
 from lazyfs.cache.records import Run, Written
+from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import CHUNK_SIZE, MIB
 from tests.rooms.building import CacheMaker, allocated, chunk_on, keep, object_files, pattern, verified, version_of
@@ -28,6 +30,23 @@ def test_what_is_kept_comes_back(caches: CacheMaker) -> None:
     for start, stop in ((0, 1), (65_530, 65_540), (70_000, 70_001), (0, 70_001)):
         assert disk.read_part(version, 3, kept, start, stop) == data[3 * MIB + start : 3 * MIB + stop]
     assert disk.cached_bytes(version) == len(data)
+
+
+def test_a_touch_leaves_the_page_cache_out_for_good(caches: CacheMaker) -> None:
+    """A buffer that begins anywhere would be refused, and O_DIRECT be given up for every later read."""
+    data = pattern(MIB)
+    version = version_of("a", data)
+    disk = caches.open()
+    memory = Memory(2 * MIB)
+    slot = memory.slot_view(0, MIB)
+    slot[:] = data
+    assert disk.keep([Verified(version, 0, slot, block_sums(slot))]) == 1
+    direct = disk._files._direct
+    kept = disk.kept(version.object_id, 0)
+    assert kept is not None
+    for start, stop in ((0, 4096), (65_530, 65_540), (MIB - 1, MIB)):
+        assert disk.read_part(version, 0, kept, start, stop) == data[start:stop]
+    assert disk._files._direct == direct
 
 
 def test_a_chunk_that_is_not_kept_is_absent(caches: CacheMaker) -> None:

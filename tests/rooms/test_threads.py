@@ -8,7 +8,7 @@ import trio.testing
 
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.memory import Memory
-from lazyfs.cache.threads import DiskThreads, Threads
+from lazyfs.cache.threads import QUICK, DiskThreads, Threads
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.tree import File, Tree
 from lazyfs.objects import KIB, MIB
@@ -111,3 +111,33 @@ async def test_a_touch_of_warm_bytes_reads_their_block_only(caches: CacheMaker) 
         assert cache.statistics().disk_hits == 4
         assert store.gets() == []
         nursery.cancel_scope.cancel()
+
+
+async def test_touches_stay_on_the_loop_while_the_disk_is_quick() -> None:
+    """A stall sends them to a thread, and quick ones bring them back."""
+    now = [0.0]
+    workers = DiskThreads(lambda: now[0])
+
+    def touch(seconds: float) -> int:
+        now[0] += seconds
+        return threading.get_ident()
+
+    here = threading.get_ident()
+    for _ in range(5):
+        assert await workers.touch(touch, QUICK / 3) == here
+    assert await workers.touch(touch, 0.05) == here, "nobody can know before"
+    elsewhere = [await workers.touch(touch, QUICK / 3) != here for _ in range(60)]
+    assert elsewhere[:5] == [True] * 5
+    assert elsewhere == sorted(elsewhere, reverse=True)
+    assert not elsewhere[-1]
+
+
+async def test_a_touch_that_fails_is_raised() -> None:
+    def fail() -> None:
+        raise OSError("the disk")
+
+    workers = DiskThreads()
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk"):
+            await workers.touch(fail)
+        workers._usual = 1.0  # and by a thread
