@@ -30,7 +30,7 @@ def cut_short(path: Path) -> bool:
             if len(second) == _META.size and _META.unpack(second)[3] > transaction:
                 last = _META.unpack(second)[2]
             return bool(file.seek(0, 2) < (last + 1) * page_size)
-    except FileNotFoundError:
+    except OSError:  # missing, or a directory in its place: opening it says so
         return False
 
 

@@ -1,7 +1,8 @@
 """The cache directory: whether it is fit, whose it is, and what earlier daemons left in it.
 
 Layout: `lazyfs-cache.json` (marks the directory as ours), `index/`, `objects/`, `daemons/` (one locked file for each
-running daemon), `damaged/` (what was set aside, being deleted), `open` (the boot in which the index is open).
+running daemon), `damaged/` (what was set aside, being deleted), `open` (the boot in which the index is open), `room`
+(locked by the one daemon that clears the disk just now).
 Directories 0700, files 0600, no link followed.
 """
 
@@ -13,12 +14,17 @@ import secrets
 import shutil
 import stat
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from lazyfs.errors import SetupError
 
 MARK = "lazyfs-cache.json"
 OPEN_MARK = "open"
+CLOSE_PATIENCE = 1.0
+"""Seconds that an end waits for another daemon that is clearing the disk. Without, the next boot audits the index."""
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _REMOTE = {
     "nfs",
     "nfs4",
@@ -46,10 +52,8 @@ class CacheDirectory:
         for name in ("index", "objects", "daemons"):
             _own_directory(path / name)
         self.daemon = secrets.randbits(63)
-        self._lock = os.open(
-            self._daemon_file(self.daemon), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = _locked(self._daemon_file(self.daemon))
+        self._room = os.open(path / "room", _FLAGS, 0o600)
 
     @property
     def index(self) -> Path:
@@ -72,13 +76,26 @@ class CacheDirectory:
                     continue
                 descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink(missing_ok=True)
-                except BlockingIOError:
-                    found.add(daemon)
+                    if _try_lock(descriptor):
+                        path.unlink(missing_ok=True)
+                    else:
+                        found.add(daemon)
                 finally:
                     os.close(descriptor)
         return found
+
+    @contextlib.contextmanager
+    def alone(self, patience: float) -> Iterator[bool]:
+        """Inside, no other daemon clears the disk or sets the index aside, if this gives True; after `patience` seconds
+        of waiting it gives False. The lock of a daemon that died is free; not to be nested."""
+        deadline = time.monotonic() + patience
+        while not (got := _try_lock(self._room)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            yield got
+        finally:
+            if got:
+                fcntl.flock(self._room, fcntl.LOCK_UN)
 
     def lost_power(self) -> bool:
         """Whether the machine stopped while a daemon had the index open: what it had not synced may be torn."""
@@ -89,38 +106,88 @@ class CacheDirectory:
 
     def mark_open(self) -> None:
         """From now until `close`, a stop of the machine would leave the index as it happens to be on disk."""
+        with contextlib.suppress(FileNotFoundError):
+            if (self.path / OPEN_MARK).read_text() == _boot_id():
+                return
         descriptor = os.open(self.path / OPEN_MARK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:
             file.write(_boot_id())
             file.flush()
             os.fsync(descriptor)
 
+    def orphaned(self) -> bool:
+        """Whether there are object files and no index that could know them, as when that was deleted."""
+        index = self.index / "data.mdb"
+        missing = not index.exists() or (index.is_file() and index.stat().st_size == 0)
+        return missing and any(self.objects.iterdir())
+
     def set_aside(self) -> None:
         """Put the index and the object files it knew out of the way, and start with none. Deleting takes its time
-        in a thread of its own."""
-        aside = self.path / "damaged" / secrets.token_hex(8)
+        in a thread of its own.
+
+        Object files go first: a kill in between leaves an index that is set aside by the next start as well, where the
+        other order would leave files that no index knows.
+        """
+        aside = self._aside / secrets.token_hex(8)
         aside.mkdir(mode=0o700, parents=True)
-        for name in ("index", "objects"):
+        for name in ("objects", "index"):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).rename(aside / name)
             _own_directory(self.path / name)
         self.clear_aside()
 
+    def aside_size(self) -> int:
+        """Bytes of disk of what was set aside and is not yet deleted."""
+        if not self._aside.exists():
+            return 0
+        total = 0
+        for folder, _, names in os.walk(self._aside):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+        return total
+
     def clear_aside(self) -> None:
         """Delete what was set aside, now or by an earlier daemon, without waiting for it."""
-        aside = self.path / "damaged"
-        if aside.exists():
-            threading.Thread(target=shutil.rmtree, args=(aside, True), name="clear-damaged", daemon=True).start()
+        if self._aside.exists():
+            threading.Thread(target=shutil.rmtree, args=(self._aside, True), name="clear-damaged", daemon=True).start()
 
     def close(self) -> None:
         """Leave the directory, the index being synced: this daemon is no longer alive in it."""
-        if self.alive() == {self.daemon}:
-            (self.path / OPEN_MARK).unlink(missing_ok=True)
+        # Who starts marks the index as open with this lock held, after it is counted as alive.
+        with self.alone(CLOSE_PATIENCE) as alone:
+            if alone and self.alive() == {self.daemon}:
+                (self.path / OPEN_MARK).unlink(missing_ok=True)
         self._daemon_file(self.daemon).unlink(missing_ok=True)
         os.close(self._lock)
+        os.close(self._room)
+
+    @property
+    def _aside(self) -> Path:
+        return self.path / "damaged"
 
     def _daemon_file(self, daemon: int) -> Path:
         return self.path / "daemons" / f"{daemon:016x}"
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the file, made if missing, with its lock held."""
+    while True:
+        descriptor = os.open(path, _FLAGS, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Between the two, somebody may have taken it for the file of a dead daemon and removed it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+                return descriptor
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _boot_id() -> str:

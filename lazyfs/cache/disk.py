@@ -1,34 +1,60 @@
 """Chunks on disk under a bound: index and object files together, and the order of steps that keeps both honest.
 
 Space is claimed in the index before a byte is written, written, then counted as present; eviction forgets in the index,
-clears the disk, then gives the space back. A kill between any two steps leaves a record from which the next start
-finishes, without a scan. The cache is advice: every failure is a `CacheUnavailable`, counted by the caller.
+clears the disk, then gives the space back. A kill between any two steps leaves a claim or a grave, from which the next
+daemon that starts or that needs room goes on, without a scan; `ledger.py` has the rules. The cache is advice: every
+failure is a `CacheUnavailable`, counted by the caller.
+
+Several daemons share a directory. The disk is cleared by one at a time, which holds a lock that dies with it; nobody
+waits for that lock for long, and who does not get it keeps nothing for now.
 
 Why no lock on an object file while holes are punched in it: a reader that meets a hole finds a wrong checksum, asks the
-index again, and sees an eviction and no damage; a writer whose file was unlinked finds another generation and counts
-nothing. A lock would only spare the first of them a second look.
+index again, and sees an eviction and no damage.
+
+What a kill can leave beyond what the index knows: nothing of chunks, for what a claim or a grave names is cleared; an
+object's record of 100 bytes that has no chunk yet. What a power failure can leave, when the index is older than the
+files: files that it does not know, and files with more in them than it knows. `_sweep` removes both.
 
 Concurrency: `kept` and `read` from any thread; the rest from one thread at a time (the writer's), except at start.
 """
 
 import logging
+import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lazyfs.cache.audit import cut_short, verify
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.index import Index
+from lazyfs.cache.ledger import Answer
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.records import WHOLE_FILE, Kept, Run, Written, disk_size
 from lazyfs.cache.sums import block_sums
-from lazyfs.errors import CacheUnavailable
+from lazyfs.errors import CacheUnavailable, SetupError
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, ObjectVersion
 
 log = logging.getLogger(__name__)
 
 INDEX_SLACK = MIB
 """Room left under the bound for what a commit may add to the index file itself."""
+
+FILE_OVERHEAD = 64 * 1024
+"""What an object file may take beyond its chunks: the filesystem's list of its extents, a page for 340 of them on ext4,
+so all that a file of 5 GiB can have."""
+
+CLAIMS = 3
+"""How often a write claims space while others forget what it writes into."""
+
+START_PATIENCE = 5.0
+"""Seconds that a start waits for another daemon that is clearing the disk; then it starts, and clears nothing."""
+
+ROOM_PATIENCE = 1.0
+"""Seconds that a write waits for it; then it keeps nothing, and readers go on."""
+
+QUIET = 60.0
+"""Seconds between two words in the log about a disk that fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +75,26 @@ class Disk:
         self._directory = directory
         self._max_size = max_size
         self._min_free = min_free
+        self._quiet_until = -math.inf
         self.evicted_bytes = 0
         self._scratch = Scratch()
-        try:
-            self._index = _open_index(directory)
-        except CacheUnavailable as error:
-            if len(directory.alive()) > 1:
-                raise
-            log.warning("the cache index cannot be used and is started anew, cached bytes are fetched again: %s", error)
-            directory.set_aside()
-            self._index = Index(directory.index)
-        self._files = ObjectFiles(directory.objects)
-        self._finish()
+        self.failures = 0
+        """How often the index could not be read, or the disk not cleared."""
+        with directory.alone(START_PATIENCE) as alone:
+            torn = directory.lost_power()
+            self._index = _open_index(directory, others=not alone or directory.alive() != {directory.daemon})
+            self._files = ObjectFiles(directory.objects)
+            if alone:
+                self._start(torn)
+            directory.mark_open()
         directory.clear_aside()
-        directory.mark_open()
 
     def kept(self, object_id: bytes, number: int) -> Kept | None:
         """The record of a chunk on disk; None also when the index fails."""
         try:
             return self._index.kept(object_id, number)
         except CacheUnavailable as error:
-            log.error("%s", error)
+            self._failed(error)
             return None
 
     def present(self, object_id: bytes, segment: int) -> int:
@@ -77,7 +102,7 @@ class Disk:
         try:
             return self._index.present(object_id, segment)
         except CacheUnavailable as error:
-            log.error("%s", error)
+            self._failed(error)
             return 0
 
     def cached_bytes(self, version: ObjectVersion) -> int:
@@ -136,39 +161,35 @@ class Disk:
 
     def keep(self, chunks: Sequence[Verified]) -> int:
         """Write the chunks and count them as present, making room first; how many were kept. Blocks."""
+        return self._keep(chunks, CLAIMS)
+
+    def _keep(self, chunks: Sequence[Verified], attempts: int) -> int:
         generations = {chunk.version.object_id: self._index.generation(chunk.version) for chunk in chunks}
         runs = _runs(chunks, generations)
         size = sum(disk_size(len(chunk.view)) for chunk in chunks)
-        if not self._claim([run for run, _ in runs], size):
-            if len(chunks) == 1:
-                return 0
+        answer = self._claim([run for run, _ in runs], size)
+        if answer is Answer.STALE and attempts > 1:
+            # Making room took the very object that is written; its next file has another name.
+            return self._keep(chunks, attempts - 1)
+        if answer is Answer.NO_ROOM and len(chunks) > 1:
             half = len(chunks) // 2
-            return self.keep(chunks[:half]) + self.keep(chunks[half:])
-        if self._strays(runs):
-            # Making room took the very object that is written: its file is gone, and a new one has another name.
-            self._index.settle(self._directory.daemon, [])
-            return self.keep(chunks)
+            return self._keep(chunks[:half], attempts) + self._keep(chunks[half:], attempts)
+        if answer is Answer.BLOCKED and attempts > 1:
+            graves = self._index.graves()
+            free = [c for run, members in runs if not any(run.overlaps(grave) for grave in graves) for c in members]
+            return self._keep(free, attempts - 1) if free else 0
+        if not answer:
+            return 0
         written: list[Written] = []
-        finished = 0
         try:
             for run, members in runs:
                 self._files.write(members[0].version, run.generation, run.first, [chunk.view for chunk in members])
                 written += [Written(c.version, run.generation, c.number, c.sums) for c in members]
-                finished += 1
         except OSError as error:
-            self._clear([run for run, _ in runs[finished:]])
             self._index.settle(self._directory.daemon, written)
+            self._dig_if_alone()
             raise CacheUnavailable(f"cannot write to the cache: {error}") from error
-        self._clear(self._strays(runs))  # another daemon made room meanwhile
         return self._index.settle(self._directory.daemon, written)
-
-    def _strays(self, runs: list[tuple[Run, list[Verified]]]) -> list[Run]:
-        """The files, as runs, that the index no longer knows by their generation: what is in them belongs to nobody."""
-        return [
-            Run(run.object_id, run.generation, 0, WHOLE_FILE)
-            for run, members in runs
-            if self._index.generation(members[0].version) != run.generation
-        ]
 
     def touch(self, segments: set[tuple[bytes, int]]) -> None:
         """These (object_id, segment) were read. Blocks."""
@@ -176,7 +197,8 @@ class Disk:
 
     def discard(self, version: ObjectVersion, number: int) -> None:
         """Forget one chunk whose bytes on disk are wrong. Blocks."""
-        self._dig(self._index.discard(version.object_id, number))
+        if self._index.discard(version.object_id, number):
+            self._dig_if_alone()
 
     def close(self) -> None:
         """Flush the index and leave the directory."""
@@ -186,66 +208,117 @@ class Disk:
         finally:
             self._directory.close()
 
-    def _claim(self, runs: list[Run], size: int) -> bool:
+    def _claim(self, runs: list[Run], size: int) -> Answer:
         """Claim space, evicting until there is enough or nothing is left to evict. Not at the price of the whole cache:
         what is more than half of the bound is for the caller to split."""
         if self._max_size is not None and size > max(CHUNK_SIZE, self._max_size // 2):
-            return False
-        while not self._index.claim(self._directory.daemon, runs, size, self._bound()):
-            lacking = self._index.used() + size - self._bound()
-            buried = self._index.bury(max(lacking, size))
-            if not buried:
-                return False
-            self._dig(buried)
-        return True
+            return Answer.NO_ROOM
+        answer = self._index.claim(self._directory.daemon, runs, size, self._bound())
+        if answer in (Answer.GRANTED, Answer.STALE):
+            return answer
+        with self._directory.alone(ROOM_PATIENCE) as alone:
+            # Whoever was clearing may have made room for this claim too, so it is asked again before anything goes.
+            cleared = alone and self._tidy()
+            while True:
+                answer = self._index.claim(self._directory.daemon, runs, size, self._bound())
+                if answer is not Answer.NO_ROOM or not cleared:
+                    return answer
+                lacking = self._index.used() + size - self._bound()
+                freed = self._index.bury(max(lacking, size))
+                self.evicted_bytes += freed
+                cleared = freed > 0 and self._dig()
 
     def _bound(self) -> int:
         """What `used` may reach now: the limit set, and what the filesystem can give beyond what it must keep free."""
+        aside = self._directory.aside_size()
         found = os.statvfs(self._directory.path)
         total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
         min_free = int(self._min_free * total) if isinstance(self._min_free, float) else self._min_free
         bound = self._index.used() + free - min_free
-        return (bound if self._max_size is None else min(bound, self._max_size)) - INDEX_SLACK
+        return (bound if self._max_size is None else min(bound, self._max_size - aside)) - INDEX_SLACK
 
-    def _dig(self, buried: list[Run]) -> None:
-        before = self._index.used()
-        for run in buried:
+    def _dig_if_alone(self) -> None:
+        with self._directory.alone(ROOM_PATIENCE) as alone:
+            if alone:
+                self._dig()
+
+    def _dig(self) -> bool:
+        """Clear what every grave names, with the lock held; False if some of it could not be cleared."""
+        graves = self._index.graves()
+        dug = []
+        for run in graves:
             try:
                 self._files.clear(run)
+                dug.append(run)
             except OSError as error:
-                # Not dug: the bytes stay spoken for, and the next start tries again.
-                log.error("cannot clear evicted bytes: %s", error)
-                continue
-            self._index.dug(run)
-        self.evicted_bytes += max(0, before - self._index.used())
+                # The bytes stay spoken for, and whoever needs room or starts tries again.
+                self._failed(f"cannot clear evicted bytes: {error}")
+        if dug:
+            self._index.dug(dug)
+        return len(dug) == len(graves)
 
-    def _clear(self, runs: list[Run]) -> None:
-        for run in runs:
-            try:
-                self._files.clear(run)
-            except OSError as error:
-                log.error("cannot clear a failed write: %s", error)
+    def _tidy(self) -> bool:
+        """Finish, with the lock held, what killed daemons began, and what this one could not finish; as `_dig`."""
+        others = self._directory.alive() - {self._directory.daemon}
+        for daemon in self._index.claims().keys() - others:
+            self._index.settle(daemon, [])
+        return self._dig()
 
-    def _finish(self) -> None:
-        """Finish what killed daemons began: dig their graves, clear what they wrote and never counted."""
+    def _start(self, torn: bool) -> None:
+        """What a daemon that starts does, with the lock held, about what earlier ones left."""
         try:
-            alive = self._directory.alive()
-            graves, claims = self._index.unfinished(alive)
-            # A daemon that lives digs its own graves; digging one for it could punch what it has written there since.
-            self._dig(graves if alive == {self._directory.daemon} else [])
-            for daemon, runs in claims.items():
-                for run in runs:
-                    missing = [n for n in range(run.first, run.stop) if self._index.kept(run.object_id, n) is None]
-                    self._clear([Run(run.object_id, run.generation, n, n + 1) for n in missing])
-                self._index.settle(daemon, [])
-        except CacheUnavailable as error:
+            self._tidy()
+            if torn:
+                self._sweep()
+        except (CacheUnavailable, OSError) as error:
             log.warning("what an earlier daemon left in the cache could not be cleared: %s", error)
 
+    def _sweep(self) -> None:
+        """Remove files that the index does not know, and forget those that hold more than it knows.
 
-def _open_index(directory: CacheDirectory) -> Index:
+        Every file is made after its record, so one found before the records were read, and not in them, has none.
+        """
+        found = self._files.found()
+        known = self._index.entries()
+        for (object_id, generation), size in found.items():
+            if (object_id, generation) not in known:
+                self._files.clear(Run(object_id, generation, 0, WHOLE_FILE))
+            elif size > known[object_id, generation] + FILE_OVERHEAD:
+                self._index.bury_object(object_id)
+        self._dig()
+
+    def _failed(self, error: object) -> None:
+        """Count a failure of the disk, and say so once in a while."""
+        self.failures += 1
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + QUIET
+            log.error("%s", error)
+
+
+def _open_index(directory: CacheDirectory, *, others: bool) -> Index:
+    """The index; one that cannot be used is set aside. Not while `others` have it open: they would lose what they
+    have, so `SetupError` says that they must end first."""
+    try:
+        if not others:
+            _audit(directory)
+        return Index(directory.index)
+    except CacheUnavailable as error:
+        if others:
+            raise SetupError(
+                f"the cache index in {directory.path} cannot be used ({error}), and other mounts have it open; "
+                "unmount those first, or choose another --cache-dir"
+            ) from error
+        log.warning("the cache index cannot be used and is started anew, cached bytes are fetched again: %s", error)
+        directory.set_aside()
+        return Index(directory.index)
+
+
+def _audit(directory: CacheDirectory) -> None:
+    """`CacheUnavailable` for an index that must not even be opened. Not while others write it: it is never at rest."""
+    if directory.orphaned():
+        raise CacheUnavailable("it is missing")
     if (directory.lost_power() or cut_short(directory.index)) and not verify(directory.index):
         raise CacheUnavailable("it was not written to its end, as when the machine stops, and it does not verify")
-    return Index(directory.index)
 
 
 def _sums_length(view: memoryview) -> int:

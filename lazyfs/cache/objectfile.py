@@ -9,6 +9,7 @@ the end of a file, goes through the page cache.
 Must not know what is present; the index does. Any thread; descriptors are shared and closed when the last user is gone.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -62,18 +63,33 @@ class Scratch:
 
 
 class ObjectFiles:
-    """The object files below `root`, which exists. Raises OSError."""
+    """The object files below `root`, which exists. Raises OSError.
+
+    The directory is held open and never looked up again: a daemon whose cache was deleted, or set aside by another,
+    gets errors and cannot write into the one that came after.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._at = _Descriptor(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
         self._open: OrderedDict[tuple[bytes, int, int], _Descriptor] = OrderedDict()
         self._direct = True
         self._lock = threading.Lock()
 
     def path(self, object_id: bytes, generation: int) -> Path:
         """Where the object file is, if there is one."""
-        name = object_id.hex()
-        return self._root / name[:2] / f"{name}.{generation:08x}"
+        return self._root / _name(object_id, generation)
+
+    def found(self) -> dict[tuple[bytes, int], int]:
+        """Every (object_id, generation) that has a file, and its disk bytes; other files are left out. Reads all
+        directories."""
+        sizes = {}
+        for path in self._root.glob("??/*"):
+            with contextlib.suppress(ValueError, FileNotFoundError):
+                key = bytes.fromhex(path.stem), int(path.suffix[1:], 16)
+                if path == self.path(*key):
+                    sizes[key] = path.lstat().st_blocks * 512
+        return sizes
 
     def read(self, object_id: bytes, generation: int, offset: int, into: Sequence[memoryview]) -> bool:
         """Fill the buffers from `offset` on; False if the file ends before that. For O_DIRECT, buffers must be aligned
@@ -96,17 +112,17 @@ class ObjectFiles:
 
     def write(self, version: ObjectVersion, generation: int, first: int, chunks: Sequence[memoryview]) -> None:
         """Write adjacent chunks from chunk `first` on, making the sparse file if it is not there. Not synced."""
-        path = self.path(version.object_id, generation)
+        name = _name(version.object_id, generation)
         whole = _aligned(chunks) if self._direct else 0
         offset = first * CHUNK_SIZE
         if whole:
             try:
-                offset += _transfer(os.pwritev, _writable(path, version.size, os.O_DIRECT), chunks[:whole], offset)
+                offset += _transfer(os.pwritev, self._writable(name, version.size, os.O_DIRECT), chunks[:whole], offset)
             except OSError as error:
                 self._direct_failed(error)
                 whole = 0
         if chunks[whole:]:
-            _transfer(os.pwritev, _writable(path, version.size, 0), chunks[whole:], offset)
+            _transfer(os.pwritev, self._writable(name, version.size, 0), chunks[whole:], offset)
 
     def _direct_failed(self, error: OSError) -> None:
         """Go on without O_DIRECT where the filesystem refuses it; raise every other error."""
@@ -119,21 +135,25 @@ class ObjectFiles:
 
         Where holes cannot be punched the bytes stay until the file goes; they are still not counted as present.
         """
-        path = self.path(run.object_id, run.generation)
+        name = _name(run.object_id, run.generation)
         if run.whole:
             with self._lock:
                 for flags in (0, os.O_DIRECT):
                     self._open.pop((run.object_id, run.generation, flags), None)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                # Cut first: else its blocks would live as long as another daemon has it open, unseen by every bound.
+                descriptor = self._opened(name, os.O_WRONLY)
+                os.ftruncate(descriptor.number, 0)
+                os.unlink(name, dir_fd=self._at.number)
             return
         try:
-            descriptor = _Descriptor(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            descriptor = self._opened(name, os.O_WRONLY)
         except FileNotFoundError:
             return
         start, length = run.first * CHUNK_SIZE, (run.stop - run.first) * CHUNK_SIZE
         if _libc.fallocate(descriptor.number, _KEEP_SIZE_PUNCH_HOLE, start, length) != 0:
             number = ctypes.get_errno()
-            raise OSError(number, f"{os.strerror(number)} (punching a hole)", str(path))
+            raise OSError(number, f"{os.strerror(number)} (punching a hole)", name)
 
     def close(self) -> None:
         """Forget the open descriptors."""
@@ -147,8 +167,7 @@ class ObjectFiles:
             if descriptor is not None:
                 self._open.move_to_end(key)
                 return descriptor
-        path = self.path(object_id, generation)
-        descriptor = _Descriptor(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags))
+        descriptor = self._opened(_name(object_id, generation), os.O_RDONLY | flags)
         if not flags:
             # Blocks are read one at a time and far apart; what lies around them is not wanted.
             os.posix_fadvise(descriptor.number, 0, 0, os.POSIX_FADV_RANDOM)
@@ -158,6 +177,27 @@ class ObjectFiles:
                 self._open.popitem(last=False)
         return descriptor
 
+    def _writable(self, name: str, size: int, flags: int) -> _Descriptor:
+        """The object file, open for writing, of its full size."""
+        flags |= os.O_WRONLY | os.O_CREAT
+        try:
+            descriptor = self._opened(name, flags)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.dirname(name), 0o700, dir_fd=self._at.number)
+            descriptor = self._opened(name, flags)
+        if os.fstat(descriptor.number).st_size < size:
+            os.ftruncate(descriptor.number, size)
+        return descriptor
+
+    def _opened(self, name: str, flags: int) -> _Descriptor:
+        return _Descriptor(os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._at.number))
+
+
+def _name(object_id: bytes, generation: int) -> str:
+    digits = object_id.hex()
+    return f"{digits[:2]}/{digits}.{generation:08x}"
+
 
 def _aligned(views: Sequence[memoryview]) -> int:
     """How many of the buffers, from the first on, have a length that O_DIRECT can transfer."""
@@ -165,19 +205,6 @@ def _aligned(views: Sequence[memoryview]) -> int:
     while count < len(views) and len(views[count]) % PAGE_SIZE == 0:
         count += 1
     return count
-
-
-def _writable(path: Path, size: int, flags: int) -> _Descriptor:
-    """The object file, open for writing, of its full size."""
-    flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        descriptor = _Descriptor(os.open(path, flags, 0o600))
-    except FileNotFoundError:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        descriptor = _Descriptor(os.open(path, flags, 0o600))
-    if os.fstat(descriptor.number).st_size < size:
-        os.ftruncate(descriptor.number, size)
-    return descriptor
 
 
 def _transfer(call: Callable[..., int], descriptor: _Descriptor, views: Sequence[memoryview], offset: int) -> int:

@@ -1,6 +1,7 @@
 """The records of the index: what they mean, and how they are laid out in bytes. Pure."""
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lazyfs.cache.sums import seal
@@ -15,6 +16,7 @@ OBJECT = struct.Struct("<IQI")
 SUMS_SIZE = SEGMENT_CHUNKS * BLOCKS_PER_CHUNK * 8
 CHUNK_SUMS = BLOCKS_PER_CHUNK * 8
 WHOLE_FILE = 0xFFFFFFFF
+RUN_SIZE = 16 + 3 * 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class Run:
         """Whether the run stands for the whole file, to be unlinked."""
         return self.stop == WHOLE_FILE
 
+    def overlaps(self, other: "Run") -> bool:
+        """Whether there is a chunk of one file in both."""
+        same_file = self.object_id == other.object_id and self.generation == other.generation
+        return same_file and self.first < other.stop and other.first < self.stop
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -55,6 +62,16 @@ def disk_size(length: int) -> int:
     return -(-length // 4096) * 4096
 
 
+def chunks_of(size: int) -> int:
+    """How many chunks an object of `size` bytes has."""
+    return -(-size // CHUNK_SIZE)
+
+
+def chunk_size(size: int, number: int) -> int:
+    """Disk bytes of one chunk of an object of `size` bytes."""
+    return disk_size(min(CHUNK_SIZE, size - number * CHUNK_SIZE))
+
+
 def segment_size(size: int, segment: int, bits: int) -> int:
     """Disk bytes of the present chunks of a segment of an object of `size` bytes."""
     last, place = divmod(-(-size // CHUNK_SIZE) - 1, SEGMENT_CHUNKS)
@@ -62,6 +79,12 @@ def segment_size(size: int, segment: int, bits: int) -> int:
     if segment == last and bits >> place & 1:
         total -= CHUNK_SIZE - disk_size(size - (last * SEGMENT_CHUNKS + place) * CHUNK_SIZE)
     return total
+
+
+def runs_in(packed: bytes | memoryview) -> Iterator[Run]:
+    """The runs of which the keys were put one after the other."""
+    raw = bytes(packed)
+    return (run_of(raw[i : i + RUN_SIZE]) for i in range(0, len(raw), RUN_SIZE))
 
 
 def segment_key(object_id: bytes, segment: int) -> bytes:

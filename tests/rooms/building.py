@@ -46,6 +46,12 @@ def chunk_on(disk: Disk, version: ObjectVersion, number: int) -> bytes | None:
     return bytes(buffer) if disk.read(version, number, [kept], [memoryview(buffer)]) == [True] else None
 
 
+def bury(disk: Disk, size: int) -> None:
+    """Evict at least `size` bytes, if so many are there."""
+    disk._index.bury(size)
+    disk._dig()
+
+
 def object_files(place: Path) -> list[Path]:
     """Every object file below a cache directory."""
     return sorted(path for path in (place / "objects").rglob("*") if path.is_file())

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
-from tests.rooms.building import chunk_on, keep, pattern, verified, version_of
+from tests.rooms.building import bury, chunk_on, keep, pattern, verified, version_of
 
 
 class SecondDaemon:
@@ -63,7 +63,7 @@ class SecondDaemon:
 def answer(disk: Disk, words: list[str]) -> object:
     """What one command does."""
     if words[0] == "bury":
-        disk._dig(disk._index.bury(int(words[1])))
+        bury(disk, int(words[1]))
         return True
     data = pattern(int(words[2]), int(words[3]))
     version = version_of(words[1], data)

@@ -1,6 +1,7 @@
 """Chunks on disk: what comes back is right or nothing, the bound holds at every step, and a kill leaves no mess."""
 
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -12,7 +13,17 @@ from lazyfs.cache.records import Run, Written
 from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import CHUNK_SIZE, MIB
-from tests.rooms.building import CacheMaker, allocated, chunk_on, keep, object_files, pattern, verified, version_of
+from tests.rooms.building import (
+    CacheMaker,
+    allocated,
+    bury,
+    chunk_on,
+    keep,
+    object_files,
+    pattern,
+    verified,
+    version_of,
+)
 
 
 def test_what_is_kept_comes_back(caches: CacheMaker) -> None:
@@ -172,27 +183,53 @@ def test_segments_of_an_incomplete_object_go_one_by_one(caches: CacheMaker) -> N
         assert disk.keep([verified(version_of("x", data), data, 0)]) in (0, 1)
         one = verified(version_of("x", data), data, 0)
         assert disk.keep([type(one)(version, number, view, one.sums)]) == 1
-    disk._dig(disk._index.bury(1))
-    disk._dig(disk._index.bury(1))
+    bury(disk, 1)
+    bury(disk, 1)
     assert chunk_on(disk, version, 0) is None
     assert chunk_on(disk, version, 128) == data
 
 
-def test_bytes_in_an_unlinked_file_never_count(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write that goes on while its object is evicted settles nothing: the generation is another by then."""
-    data = pattern(2 * MIB)
+def test_what_is_being_written_is_not_evicted(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between claim and settlement neither the object nor a segment of it goes, whoever makes room; others do."""
+    data, other = pattern(2 * MIB), pattern(MIB, 1)
     version = version_of("k", data)
     disk = caches.open()
     keep(disk, version, data, [0])
+    keep(disk, version_of("other", other), other, [0])
     settle = disk._index.settle
 
     def evict_first(daemon: int, written: list[Written]) -> int:
-        disk._dig(disk._index.bury_object(version.object_id))
+        assert disk._index.bury_object(version.object_id) == 0
+        bury(disk, 100 * MIB)
         return settle(daemon, written)
 
     monkeypatch.setattr(disk._index, "settle", evict_first)
-    assert keep(disk, version, data, [1]) == 0
-    assert chunk_on(disk, version, 1) is None
+    assert keep(disk, version, data, [1]) == 1
+    assert [chunk_on(disk, version, number) for number in (0, 1)] == [data[:MIB], data[MIB:]]
+    assert chunk_on(disk, version_of("other", other), 0) is None
+
+
+def test_nothing_is_written_where_a_grave_is(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever digs, now or after a restart, can hit no byte that was written since; the rest of a batch is kept."""
+    data = pattern(3 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, range(2))
+
+    def fail(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk._files, "clear", fail)
+        disk.discard(version, 1)
+        used = disk.used()
+        assert keep(disk, version, data, [1]) == 0
+        assert keep(disk, version, data, [2]) == 1
+        assert chunk_on(disk, version, 1) is None
+        assert disk.used() - used < MIB + 64 * 1024
+        assert disk.failures >= 2
+    assert keep(disk, version, data, [1]) == 1, "dug by the next who needs the place"
+    assert [chunk_on(disk, version, number) for number in range(3)] == [data[n * MIB : (n + 1) * MIB] for n in range(3)]
 
 
 class Killed(Exception):
@@ -225,6 +262,7 @@ def test_a_kill_between_two_steps_leaves_nothing(
         for number in range(4):
             assert chunk_on(disk, version_of(key, data), number) in (None, data[number * MIB : (number + 1) * MIB])
     known = {disk._files.path(object_id, generation) for object_id, generation in disk._index.entries()}
+    assert disk._files.found().keys() <= disk._index.entries().keys()
     assert set(object_files(place)) <= known
     own = (place / "index" / "data.mdb").stat().st_blocks * 512
     assert disk.used() - own == disk.cached_bytes(version_of("old", old)) + disk.cached_bytes(version_of("new", new))
@@ -246,6 +284,69 @@ def test_a_write_that_fails_is_cleared(caches: CacheMaker, monkeypatch: pytest.M
     assert disk.used() - used < 64 * 1024
     monkeypatch.undo()
     assert keep(disk, version_of("k", data), data, range(2)) == 2
+
+
+def test_a_settlement_that_fails_is_made_up_for(
+    caches: CacheMaker, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that were written and could not be counted are cleared, and nothing stays spoken for."""
+    data = pattern(4 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+
+    def fail(*_: object) -> None:
+        raise CacheUnavailable("index: disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk._index, "settle", fail)
+        with pytest.raises(CacheUnavailable):
+            keep(disk, version, data, [1, 2])
+    assert keep(disk, version, data, [3]) == 1
+    own = (place / "index" / "data.mdb").stat().st_blocks * 512
+    assert disk.used() - own == allocated(place / "objects") == 2 * MIB
+
+
+def test_after_a_power_failure_files_are_compared_with_the_index(caches: CacheMaker, place: Path) -> None:
+    """An index that is older than the files: what it does not know goes, a file with more in it than it knows goes,
+    the rest stays warm."""
+    data = pattern(4 * MIB)
+    versions = {key: version_of(key, data) for key in ("same", "more", "unknown")}
+    disk = caches.open()
+    keep(disk, versions["same"], data, range(4))
+    keep(disk, versions["more"], data, range(1))
+    disk._index._env.sync(True)
+    old = (place / "index" / "data.mdb").read_bytes()
+    keep(disk, versions["more"], data, range(1, 4))
+    keep(disk, versions["unknown"], data, range(4))
+    caches.kill(disk)
+    (place / "index" / "data.mdb").write_bytes(old)
+    (place / "open").write_text("another boot")
+    disk = caches.open()
+    assert len(object_files(place)) == 1
+    assert [chunk_on(disk, versions["same"], n) == data[n * MIB : (n + 1) * MIB] for n in range(4)] == [True] * 4
+    own = (place / "index" / "data.mdb").stat().st_blocks * 512
+    assert disk.used() - own == allocated(place / "objects") == 4 * MIB
+
+
+@pytest.mark.parametrize("gone", ["index/data.mdb", "index"])
+def test_files_without_an_index_are_set_aside(
+    caches: CacheMaker, place: Path, gone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They would take space that nobody has spoken for."""
+    data = pattern(2 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, range(2))
+    caches.close(disk)
+    if (place / gone).is_dir():
+        shutil.rmtree(place / gone)
+    else:
+        (place / gone).unlink()
+    disk = caches.open()
+    assert "started anew" in caplog.text
+    assert object_files(place) == []
+    assert keep(disk, version, data, range(2)) == 2
 
 
 @pytest.mark.parametrize("raw", [b"noise" * 5000, bytes(20_000)])

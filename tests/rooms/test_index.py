@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lazyfs.cache.index import Index
-from lazyfs.cache.records import Run, Written, disk_size
+from lazyfs.cache.ledger import Answer
+from lazyfs.cache.records import WHOLE_FILE, Run, Written, disk_size
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCKS_PER_CHUNK, CHUNK_SIZE, MIB, SEGMENT_CHUNKS, ObjectVersion
 
@@ -24,6 +25,11 @@ def sums(number: int) -> bytes:
     return number.to_bytes(8, "little") * BLOCKS_PER_CHUNK
 
 
+def which_of(run: Run) -> int:
+    """The number of the version whose file it is in."""
+    return next(which for which, version in enumerate(VERSIONS) if version.object_id == run.object_id)
+
+
 class IndexMachine(RuleBasedStateMachine):
     """Any order of keeping, discarding, burying, digging and reopening leaves the index as a dictionary would be."""
 
@@ -34,7 +40,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.index = Index(self.path)
         self.present: dict[tuple[int, int], int] = {}
         self.graves: dict[Run, int] = {}
-        self.claimed: dict[int, int] = {}
+        self.claimed: dict[int, tuple[Run, int]] = {}
 
     def teardown(self) -> None:
         """Close the index and delete it."""
@@ -43,54 +49,87 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 3), first=st.integers(0, 129), count=st.integers(1, 4), daemon=st.integers(1, 2))
     def keep(self, which: int, first: int, count: int, daemon: int) -> None:
-        """Claim, and settle what was written."""
+        """Claim, and settle what was written. Nothing is written where something has to be cleared."""
+        run = self.claim(daemon, which, first, count)
+        if run is None:
+            return
+        del self.claimed[daemon]
         version = VERSIONS[which]
-        numbers = [n for n in range(first, first + count) if n < version.chunk_count]
-        generation = self.index.generation(version)
-        size = sum(disk_size(version.chunk_length(n)) for n in numbers)
-        run = Run(version.object_id, generation, first, first + count)
-        assert self.index.claim(daemon, [run], size, UNBOUND)
-        self.claimed.pop(daemon, None)
-        counted = self.index.settle(daemon, [Written(version, generation, n, sums(n)) for n in numbers])
+        numbers = range(run.first, run.stop)
+        counted = self.index.settle(daemon, [Written(version, run.generation, n, sums(n)) for n in numbers])
         assert counted == len([n for n in numbers if (which, n) not in self.present])
-        self.present |= {(which, n): generation for n in numbers}
+        self.present |= {(which, n): run.generation for n in numbers}
 
-    @rule(daemon=st.integers(3, 5), size=st.integers(0, 10 * MIB))
-    def claim_and_die(self, daemon: int, size: int) -> None:
+    def claim(self, daemon: int, which: int, first: int, count: int) -> Run | None:
+        """The run that was claimed, if there was room between the graves."""
+        version = VERSIONS[which]
+        first = min(first, version.chunk_count - 1)
+        run = Run(version.object_id, self.index.generation(version), first, min(first + count, version.chunk_count))
+        size = sum(disk_size(version.chunk_length(n)) for n in range(run.first, run.stop))
+        answer = self.index.claim(daemon, [run], size, UNBOUND)
+        if any(run.overlaps(grave) for grave in self.graves) or daemon in self.claimed:
+            assert answer is Answer.BLOCKED
+            return None
+        assert answer is Answer.GRANTED
+        self.claimed[daemon] = (run, size)
+        return run
+
+    @rule(daemon=st.integers(3, 5), which=st.integers(0, 3), first=st.integers(0, 129), count=st.integers(1, 4))
+    def claim_and_die(self, daemon: int, which: int, first: int, count: int) -> None:
         """A daemon that claims and never settles."""
-        if daemon not in self.claimed:
-            assert self.index.claim(daemon, [], size, UNBOUND)
-            self.claimed[daemon] = size
+        self.claim(daemon, which, first, count)
 
     @rule(daemon=st.integers(3, 5))
     def release_the_dead(self, daemon: int) -> None:
-        """Another daemon ends its claim."""
+        """Another daemon ends its claim: what is not there has to be cleared, except where others write."""
         self.index.settle(daemon, [])
-        self.claimed.pop(daemon, None)
+        run, _ = self.claimed.pop(daemon, (None, 0))
+        if run is None:
+            return
+        which = which_of(run)
+        if self.missing(run) and not any(at == which for at, _ in self.present) and not self.claims_on(run.object_id):
+            self.graves[Run(run.object_id, run.generation, 0, WHOLE_FILE)] = 0
+            return
+        for one in self.missing(run):
+            if not any(one.overlaps(other) for other in self.claims_on(run.object_id)):
+                self.graves[one] = disk_size(VERSIONS[which].chunk_length(one.first))
+
+    def missing(self, run: Run) -> list[Run]:
+        """The chunks of it that are not present, each as a run."""
+        numbers = [n for n in range(run.first, run.stop) if (which_of(run), n) not in self.present]
+        return [Run(run.object_id, run.generation, n, n + 1) for n in numbers]
+
+    def claims_on(self, object_id: bytes) -> list[Run]:
+        """What is being written of an object."""
+        return [run for run, _ in self.claimed.values() if run.object_id == object_id]
 
     @rule(which=st.integers(0, 3), number=st.integers(0, 129))
     def discard(self, which: int, number: int) -> None:
         """One chunk turned out wrong."""
-        self._buried(self.index.discard(VERSIONS[which].object_id, number))
+        freed = self.index.discard(VERSIONS[which].object_id, number)
+        assert self._buried() == freed
 
     @rule(which=st.integers(0, 3))
     def bury_object(self, which: int) -> None:
-        """Everything of one object goes."""
-        self._buried(self.index.bury_object(VERSIONS[which].object_id))
+        """Everything of one object goes, or nothing if somebody writes to it."""
+        object_id = VERSIONS[which].object_id
+        freed = self.index.bury_object(object_id)
+        assert self._buried() == freed
+        assert self.claims_on(object_id) or not any(at == which for at, _ in self.present)
 
     @rule(size=st.integers(1, 80 * MIB))
     def bury(self, size: int) -> None:
         """Least recently used chunks go until so much is free."""
         before = self.total()
-        buried = self.index.bury(size)
-        freed = self._buried(buried)
-        assert freed >= min(size, before)
+        freed = self.index.bury(size)
+        assert self._buried() == freed
+        assert self.claimed or freed >= min(size, before)
 
-    def _buried(self, runs: list[Run]) -> int:
+    def _buried(self) -> int:
         """Follow in the model what the index forgot; the bytes of it."""
         freed = 0
-        for run in runs:
-            which = next(w for w, version in enumerate(VERSIONS) if version.object_id == run.object_id)
+        for run in set(self.index.graves()) - self.graves.keys():
+            which = which_of(run)
             gone = [k for k in self.present if k[0] == which and (run.whole or run.first <= k[1] < run.stop)]
             size = sum(disk_size(VERSIONS[which].chunk_length(number)) for _, number in gone)
             for key in gone:
@@ -104,7 +143,7 @@ class IndexMachine(RuleBasedStateMachine):
     def dig(self) -> None:
         """The disk was cleared."""
         run = next(iter(self.graves))
-        self.index.dug(run)
+        self.index.dug([run])
         del self.graves[run]
 
     @rule(which=st.integers(0, 3), segment=st.integers(0, 2))
@@ -144,14 +183,15 @@ class IndexMachine(RuleBasedStateMachine):
     def what_is_spoken_for_is_the_sum(self) -> None:
         """Chunks, graves, claims, and the file of the index itself."""
         own = (self.path / "data.mdb").stat().st_blocks * 512
-        assert self.index.used() == self.total() + sum(self.graves.values()) + sum(self.claimed.values()) + own
+        claimed = sum(size for _, size in self.claimed.values())
+        assert self.index.used() == self.total() + sum(self.graves.values()) + claimed + own
 
     @invariant()
     def what_is_unfinished_is_remembered(self) -> None:
-        """Graves and claims of the dead are found by the next daemon."""
-        graves, claims = self.index.unfinished({1, 2})
-        assert set(graves) == set(self.graves)
-        assert set(claims) == set(self.claimed)
+        """Graves and claims of the dead are found by the next daemon, and nobody writes where another will clear."""
+        assert set(self.index.graves()) == set(self.graves)
+        assert self.index.claims() == {daemon: [run] for daemon, (run, _) in self.claimed.items()}
+        assert not any(run.overlaps(grave) for run, _ in self.claimed.values() for grave in self.graves)
 
 
 TestIndexMachine = IndexMachine.TestCase
@@ -179,7 +219,11 @@ def test_least_recently_used_goes_first(path: Path) -> None:
     index = kept_index(path)
     ids = {ObjectVersion("p", name, '"e"', MIB).object_id: name for name in "abc"}
     index.touch({(next(i for i, name in ids.items() if name == "a"), 0)})
-    order = [ids[run.object_id] for _ in range(3) for run in index.bury(1)]
+    order = []
+    for _ in range(3):
+        assert index.bury(1) == MIB
+        order += [ids[run.object_id] for run in index.graves()]
+        index.dug(index.graves())
     index.close()
     assert order == ["b", "c", "a"]
 

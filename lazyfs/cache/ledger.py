@@ -1,0 +1,324 @@
+"""What one write transaction does to the index: the books of presence and space, and nothing that opens or commits.
+
+Every byte of disk is spoken for by exactly one of three: a chunk that is present, a claim (about to be written), or a
+grave (about to leave the disk). The rules that make it safe for several daemons, any of which may be killed at any
+step, are two, and hold because write transactions of all processes come one after the other:
+
+  No claim overlaps a grave. What is to be cleared is written by nobody until it is cleared, so whoever digs a grave,
+  now or after a restart, can hit no byte of somebody else.
+  Nothing that is claimed is buried. So no file is unlinked, and no hole punched, under a writer.
+
+Must not know lmdb itself (a transaction is given), paths or descriptors.
+"""
+
+import enum
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lazyfs.cache.records import (
+    CHUNK_SUMS,
+    HEAD,
+    OBJECT,
+    SUMS_SIZE,
+    WHOLE_FILE,
+    Run,
+    Written,
+    chunk_size,
+    chunks_of,
+    number_of,
+    run_key,
+    run_of,
+    runs_in,
+    segment_key,
+    segment_size,
+    sound,
+)
+from lazyfs.cache.sums import seal
+from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS
+
+USED = b"used"
+
+
+class Answer(enum.Enum):
+    """To a claim; true if it was granted.
+
+    NO_ROOM: beyond the bound. BLOCKED: a grave is in its place, or an earlier claim of this daemon was never settled;
+    tidying up ends both. STALE: the object file has another generation by now.
+    """
+
+    GRANTED = "granted"
+    NO_ROOM = "no room"
+    BLOCKED = "blocked"
+    STALE = "stale"
+
+    def __bool__(self) -> bool:
+        return self is Answer.GRANTED
+
+
+class Transaction(Protocol):
+    """What is needed of `lmdb.Transaction`."""
+
+    def get(self, key: bytes, default: None = None, *, db: Any) -> Any:
+        """The value or None."""
+
+    def put(self, key: bytes, value: bytes, *, db: Any) -> bool:
+        """Store it."""
+
+    def pop(self, key: bytes, *, db: Any) -> Any:
+        """The value or None, and forget it."""
+
+    def delete(self, key: bytes, *, db: Any) -> bool:
+        """Forget it."""
+
+    def cursor(self, db: Any) -> AbstractContextManager[Any]:
+        """Over all of a table, in the order of keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The handles of the tables that `index.py` describes."""
+
+    meta: Any
+    objects: Any
+    segments: Any
+    lru: Any
+    claims: Any
+    graves: Any
+
+
+class Ledger:
+    """The books, open in one write transaction."""
+
+    def __init__(self, txn: Transaction, tables: Tables) -> None:
+        self._txn = txn
+        self._at = tables
+
+    # ---- space for what is about to be written
+
+    def claim(self, daemon: int, runs: list[Run], size: int, bound: int) -> Answer:
+        """Speak for `size` bytes before they are written into `runs`, if `used` then stays within `bound`."""
+        if self._txn.get(_name(daemon), db=self._at.claims) is not None:
+            return Answer.BLOCKED
+        for run in runs:
+            found = self._txn.get(run.object_id, db=self._at.objects)
+            if found is None or OBJECT.unpack_from(found)[0] != run.generation:
+                return Answer.STALE
+        if any(grave.overlaps(run) for grave in self.graves() for run in runs):
+            return Answer.BLOCKED
+        if self._used() + size > bound:
+            return Answer.NO_ROOM
+        packed = b"".join(run_key(run) for run in runs)
+        self._txn.put(_name(daemon), size.to_bytes(8, "little") + packed, db=self._at.claims)
+        self._change_used(size)
+        return Answer.GRANTED
+
+    def settle(self, daemon: int, written: Iterable[Written], now: int) -> int:
+        """End the daemon's claim: what was written is present, and the rest of what was claimed becomes graves.
+
+        A chunk whose object file has another generation by now is not counted; nor is one that is present already.
+        Returns how many were counted.
+        """
+        value = self._txn.pop(_name(daemon), db=self._at.claims)
+        if value is None:
+            return 0
+        counted = {(c.version.object_id, c.number): c.version.size for c in written if self._add(c, now)}
+        kept = sum(chunk_size(size, number) for (_, number), size in counted.items())
+        self._change_used(kept - number_of(value))
+        claimed = [run for runs in self.claims().values() for run in runs]
+        for run in runs_in(value[8:]):
+            if any((run.object_id, number) not in counted for number in range(run.first, run.stop)):
+                self._bury_missing(run, [other for other in claimed if other.object_id == run.object_id])
+        return len(counted)
+
+    def _bury_missing(self, run: Run, others: list[Run]) -> None:
+        """Graves for the chunks of an ended claim that are not present, and that nobody else is writing: there may be
+        bytes of them on disk."""
+        found = self._txn.get(run.object_id, db=self._at.objects)
+        if found is None or OBJECT.unpack_from(found)[0] != run.generation:
+            if not any(other.generation == run.generation for other in others):
+                self._put_grave(Run(run.object_id, run.generation, 0, WHOLE_FILE), 0)
+            return
+        _, size, present = OBJECT.unpack_from(found)
+        if present == 0 and not others:
+            self._bury_object(run.object_id, found)
+            return
+        for number in range(run.first, min(run.stop, chunks_of(size))):
+            missing = Run(run.object_id, run.generation, number, number + 1)
+            if not self._is_present(run.object_id, number) and not any(missing.overlaps(other) for other in others):
+                bytes_ = chunk_size(size, number)
+                self._change_used(bytes_)
+                self._put_grave(missing, bytes_)
+
+    def _is_present(self, object_id: bytes, number: int) -> bool:
+        key = segment_key(object_id, number // SEGMENT_CHUNKS)
+        value = self._txn.get(key, db=self._at.segments)
+        return (
+            value is not None and sound(key, value) and bool(HEAD.unpack_from(value)[2] >> number % SEGMENT_CHUNKS & 1)
+        )
+
+    def claims(self) -> dict[int, list[Run]]:
+        """What every daemon is writing."""
+        with self._txn.cursor(self._at.claims) as cursor:
+            return {int.from_bytes(key, "big"): list(runs_in(value[8:])) for key, value in cursor}
+
+    def graves(self) -> list[Run]:
+        """What has to leave the disk."""
+        with self._txn.cursor(self._at.graves) as cursor:
+            return [run_of(bytes(key)) for key, _ in cursor]
+
+    def _add(self, chunk: Written, now: int) -> bool:
+        object_id = chunk.version.object_id
+        found = self._txn.get(object_id, db=self._at.objects)
+        if found is None or OBJECT.unpack_from(found)[0] != chunk.generation:
+            return False
+        segment, place = divmod(chunk.number, SEGMENT_CHUNKS)
+        key = segment_key(object_id, segment)
+        value = self._txn.get(key, db=self._at.segments)
+        last_use, bits, sums = 0, 0, bytearray(SUMS_SIZE)
+        if value is not None and sound(key, value):
+            generation, last_use, bits = HEAD.unpack_from(value)
+            if generation == chunk.generation:
+                sums[:] = value[HEAD.size : -8]
+            else:
+                bits = 0
+        if bits >> place & 1:
+            return False
+        sums[place * CHUNK_SUMS : place * CHUNK_SUMS + len(chunk.sums)] = chunk.sums
+        self._put_segment(key, chunk.generation, (last_use, now), bits | 1 << place, bytes(sums))
+        self._put_present(object_id, found, +1)
+        return True
+
+    # ---- uses
+
+    def touch(self, segments: Iterable[tuple[bytes, int]], now: int) -> None:
+        """These (object_id, segment) were read now."""
+        for object_id, segment in segments:
+            key = segment_key(object_id, segment)
+            value = self._txn.get(key, db=self._at.segments)
+            if value is not None and sound(key, value):
+                generation, last_use, bits = HEAD.unpack_from(value)
+                self._put_segment(key, generation, (last_use, now), bits, value[HEAD.size : -8])
+
+    # ---- what goes
+
+    def bury(self, size: int) -> int:
+        """Forget least recently used chunks of at least `size` bytes, if so many are claimed by nobody; the bytes.
+
+        A complete object goes as a whole, by unlinking; of another one a segment goes, by punching.
+        """
+        claimed = [run for runs in self.claims().values() for run in runs]
+        freed, position = 0, b""
+        while freed < size:
+            with self._txn.cursor(self._at.lru) as cursor:
+                if not cursor.set_range(position):
+                    break
+                entry = bytes(cursor.key())
+            bytes_ = self._bury_segment(entry[8:], claimed)
+            if bytes_ is None:
+                position = entry + b"\0"
+                continue
+            self._txn.delete(entry, db=self._at.lru)
+            freed += bytes_
+        return freed
+
+    def bury_object(self, object_id: bytes) -> int:
+        """Forget everything of one object, unless some of it is claimed; the bytes."""
+        found = self._txn.get(object_id, db=self._at.objects)
+        if found is None or any(run.object_id == object_id for runs in self.claims().values() for run in runs):
+            return 0
+        return self._bury_object(object_id, found)
+
+    def discard(self, object_id: bytes, number: int) -> int:
+        """Forget one chunk whose bytes on disk turned out wrong, unless somebody writes it just now; the bytes."""
+        segment, place = divmod(number, SEGMENT_CHUNKS)
+        key = segment_key(object_id, segment)
+        found = self._txn.get(object_id, db=self._at.objects)
+        value = self._txn.get(key, db=self._at.segments)
+        if found is None or value is None or not sound(key, value):
+            return 0
+        generation, last_use, bits = HEAD.unpack_from(value)
+        run = Run(object_id, generation, number, number + 1)
+        if not bits >> place & 1 or any(run.overlaps(other) for runs in self.claims().values() for other in runs):
+            return 0
+        self._put_segment(key, generation, (last_use, last_use), bits & ~(1 << place), value[HEAD.size : -8])
+        self._put_present(object_id, found, -1)
+        size = OBJECT.unpack_from(found)[1]
+        return self._put_grave(run, segment_size(size, segment, 1 << place))
+
+    def dug(self, runs: Iterable[Run]) -> None:
+        """The bytes of these graves have left the disk."""
+        for run in runs:
+            self._change_used(-number_of(self._txn.pop(run_key(run), db=self._at.graves)))
+
+    def _bury_segment(self, key: bytes, claimed: list[Run]) -> int | None:
+        """None if it cannot go now."""
+        object_id, segment = key[:-4], int.from_bytes(key[-4:], "big")
+        mine = [run for run in claimed if run.object_id == object_id]
+        found = self._txn.get(object_id, db=self._at.objects)
+        if found is None:
+            self._txn.delete(key, db=self._at.segments)
+            return 0
+        value = self._txn.get(key, db=self._at.segments)
+        generation, size, present = OBJECT.unpack_from(found)
+        if value is None or not sound(key, value) or present >= chunks_of(size):
+            # Complete, or a damaged record: what it spoke for is not known, so the object goes as a whole.
+            return None if mine else self._bury_object(object_id, found)
+        run = Run(object_id, generation, segment * SEGMENT_CHUNKS, (segment + 1) * SEGMENT_CHUNKS)
+        if any(run.overlaps(other) for other in mine):
+            return None
+        bits = HEAD.unpack_from(value)[2]
+        if present <= bits.bit_count() and not mine:
+            return self._bury_object(object_id, found)
+        self._txn.delete(key, db=self._at.segments)
+        self._put_present(object_id, found, -bits.bit_count())
+        return self._put_grave(run, segment_size(size, segment, bits))
+
+    def _bury_object(self, object_id: bytes, found: bytes | memoryview) -> int:
+        """Forget the object, its segments and their uses; one grave for the whole file."""
+        generation, size, present = OBJECT.unpack_from(found)
+        freed = present * CHUNK_SIZE
+        for segment in range(-(-chunks_of(size) // SEGMENT_CHUNKS)):
+            key = segment_key(object_id, segment)
+            value = self._txn.pop(key, db=self._at.segments)
+            if value is not None and len(value) >= HEAD.size:
+                _, last_use, bits = HEAD.unpack_from(value)
+                self._txn.delete(last_use.to_bytes(8, "big") + key, db=self._at.lru)
+                # Only the last chunk takes less than the others, if it is here.
+                freed += segment_size(size, segment, bits) - bits.bit_count() * CHUNK_SIZE
+        self._txn.delete(object_id, db=self._at.objects)
+        return self._put_grave(Run(object_id, generation, 0, WHOLE_FILE), freed)
+
+    # ---- records
+
+    def _put_segment(self, key: bytes, generation: int, uses: tuple[int, int], bits: int, sums: bytes) -> None:
+        """Write a record and move its entry in the lru table from the first to the second of `uses`."""
+        before, now = uses
+        body = HEAD.pack(generation, now, bits) + sums
+        self._txn.put(key, body + seal(key, body), db=self._at.segments)
+        if before != now:
+            self._txn.delete(before.to_bytes(8, "big") + key, db=self._at.lru)
+            self._txn.put(now.to_bytes(8, "big") + key, b"", db=self._at.lru)
+
+    def _put_present(self, object_id: bytes, found: bytes | memoryview, change: int) -> None:
+        """Change the number of the object's chunks that are present."""
+        generation, size, present = OBJECT.unpack_from(found)
+        head = OBJECT.pack(generation, size, max(0, present + change))
+        self._txn.put(object_id, head + bytes(found[OBJECT.size :]), db=self._at.objects)
+
+    def _put_grave(self, run: Run, size: int) -> int:
+        """Bytes that are spoken for already go into a grave, to be spoken for until it is dug; how many."""
+        before = number_of(self._txn.get(run_key(run), db=self._at.graves))
+        self._txn.put(run_key(run), (before + size).to_bytes(8, "little"), db=self._at.graves)
+        return size
+
+    def _used(self) -> int:
+        return number_of(self._txn.get(USED, db=self._at.meta))
+
+    def _change_used(self, change: int) -> None:
+        self._txn.put(USED, max(0, self._used() + change).to_bytes(8, "little"), db=self._at.meta)
+
+
+def _name(daemon: int) -> bytes:
+    return daemon.to_bytes(8, "big")
