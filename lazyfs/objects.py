@@ -88,6 +88,20 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Checksums:
+    """What is known of all bytes of an object: SHA-256 in lower-case hexadecimal, empty for not known, and CRC64-NVME
+    as a number, None for not known."""
+
+    sha256: str = ""
+    crc64nvme: int | None = None
+
+    @property
+    def strongest(self) -> str:
+        """The name of the best digest that is known, empty for none."""
+        return "sha256" if self.sha256 else "crc64nvme" if self.crc64nvme is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """A complete listing of one prefix: the objects right below it and the common prefixes, each ending in `/`.
 

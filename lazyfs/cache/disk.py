@@ -25,14 +25,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lazyfs.cache.audit import cut_short, verify
 from lazyfs.cache.directory import CacheDirectory
-from lazyfs.cache.index import Index
 from lazyfs.cache.ledger import Answer
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
+from lazyfs.cache.opening import open_index
 from lazyfs.cache.records import WHOLE_FILE, Kept, Run, Written, disk_size
 from lazyfs.cache.sums import block_sums
-from lazyfs.errors import CacheUnavailable, SetupError
+from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, ObjectVersion
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class Disk:
         """How often the index could not be read, or the disk not cleared."""
         with directory.alone(START_PATIENCE) as alone:
             torn = directory.lost_power()
-            self._index = _open_index(directory, others=not alone or directory.alive() != {directory.daemon})
+            self._index = open_index(directory, others=not alone or directory.alive() != {directory.daemon})
             self._files = ObjectFiles(directory.objects)
             if alone:
                 self._start(torn)
@@ -118,6 +117,29 @@ class Disk:
             return self._index.listing(key)
         except CacheUnavailable:
             return None
+
+    def verdict(self, object_id: bytes) -> bytes | None:
+        """What was found of an object as a whole; None also when the index fails."""
+        try:
+            return self._index.verdict(object_id)
+        except CacheUnavailable:
+            return None
+
+    def put_verdict(self, object_id: bytes, packed: bytes) -> None:
+        """Keep what was found of an object as a whole. Blocks."""
+        self._index.put_verdict(object_id, packed)
+
+    def generation(self, version: ObjectVersion) -> int | None:
+        """The generation of the version's object file, if all of its chunks are on disk."""
+        try:
+            return self._index.complete(version)
+        except CacheUnavailable:
+            return None
+
+    def forget(self, version: ObjectVersion) -> None:
+        """Drop everything that is kept of a version. Blocks."""
+        if self._index.bury_object(version.object_id):
+            self._dig_if_alone()
 
     def put_listing(self, key: bytes, packed: bytes) -> None:
         """Keep a listing, while there is room for it under the bound. Blocks."""
@@ -293,32 +315,6 @@ class Disk:
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + QUIET
             log.error("%s", error)
-
-
-def _open_index(directory: CacheDirectory, *, others: bool) -> Index:
-    """The index; one that cannot be used is set aside. Not while `others` have it open: they would lose what they
-    have, so `SetupError` says that they must end first."""
-    try:
-        if not others:
-            _audit(directory)
-        return Index(directory.index)
-    except CacheUnavailable as error:
-        if others:
-            raise SetupError(
-                f"the cache index in {directory.path} cannot be used ({error}), and other mounts have it open; "
-                "unmount those first, or choose another --cache-dir"
-            ) from error
-        log.warning("the cache index cannot be used and is started anew, cached bytes are fetched again: %s", error)
-        directory.set_aside()
-        return Index(directory.index)
-
-
-def _audit(directory: CacheDirectory) -> None:
-    """`CacheUnavailable` for an index that must not even be opened. Not while others write it: it is never at rest."""
-    if directory.orphaned():
-        raise CacheUnavailable("it is missing")
-    if (directory.lost_power() or cut_short(directory.index)) and not verify(directory.index):
-        raise CacheUnavailable("it was not written to its end, as when the machine stops, and it does not verify")
 
 
 def _sums_length(view: memoryview) -> int:

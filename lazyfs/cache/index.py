@@ -17,6 +17,7 @@ Tables (integers big-endian in keys, so that byte order is number order):
   lru       last use u64 + object_id + segment u32 -> nothing; as many entries as segments
   claims    daemon u64 -> bytes reserved u64, and the runs of chunks they are for
   graves    object_id + generation u32 + first u32 + stop u32 -> bytes u64 that leave the disk when it is dug
+  verdicts  object_id -> what became of comparing all of its bytes, as `verdicts.py` packs it
   listings  16 bytes for bucket and prefix -> a listing, as `listings.py` packs it
   meta      "used" -> bytes of disk spoken for by present chunks, claims and graves together
 """
@@ -64,6 +65,7 @@ class Index:
             self._objects = self._env.open_db(b"objects")
             self._segments = self._env.open_db(b"segments")
             self._listings = self._env.open_db(b"listings")
+            self._verdicts = self._env.open_db(b"verdicts")
             self._tables = Tables(
                 meta=self._meta,
                 objects=self._objects,
@@ -122,6 +124,15 @@ class Index:
             value = txn.get(object_id)
             return OBJECT.unpack_from(value)[2] if value is not None else 0
 
+    def complete(self, version: ObjectVersion) -> int | None:
+        """The generation of the version's object file if all of its chunks are on disk, else None."""
+        with self._lock, _translating(), self._env.begin(db=self._objects) as txn:
+            value = txn.get(version.object_id)
+        if value is None:
+            return None
+        generation, _, present = OBJECT.unpack_from(value)
+        return int(generation) if present >= version.chunk_count else None
+
     def used(self) -> int:
         """Bytes of disk spoken for: chunks, claims, graves, and what the index itself takes."""
         with self._lock, _translating(), self._env.begin(db=self._meta) as txn:
@@ -131,6 +142,11 @@ class Index:
         """A listing as it was put, or None."""
         with self._lock, _translating(), self._env.begin(db=self._listings) as txn:
             return txn.get(key)
+
+    def verdict(self, object_id: bytes) -> bytes | None:
+        """What was found of the object as a whole, as it was put, or None."""
+        with self._lock, _translating(), self._env.begin(db=self._verdicts) as txn:
+            return txn.get(object_id)
 
     def graves(self) -> list[Run]:
         """What has to leave the disk. Whoever digs must be the only one who does."""
@@ -184,6 +200,11 @@ class Index:
         """These (object_id, segment) were read now."""
         with self._writing() as ledger:
             ledger.touch(segments, time.time_ns())
+
+    def put_verdict(self, object_id: bytes, packed: bytes) -> None:
+        """Keep what was found of the object as a whole."""
+        with self._transaction() as txn:
+            txn.put(object_id, packed, db=self._verdicts)
 
     def put_listing(self, key: bytes, packed: bytes) -> None:
         """Keep a listing under its key."""

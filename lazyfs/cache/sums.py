@@ -1,13 +1,12 @@
 """Checksums of chunks: CRC64-NVME of each 64 KiB block, because CRCs combine into the chunk's, the segment's and at
-last
-the object's, which is what S3 calls the full-object checksum.
+last the object's, which is what S3 calls the full-object checksum.
 
 awscrt computes it at 37 to 52 GB/s on a core (zlib.crc32: 4), so verifying every byte costs nothing that shows.
 """
 
 from array import array
 
-from awscrt.checksums import crc64nvme
+from awscrt.checksums import combine_crc64nvme, crc64nvme
 
 from lazyfs.objects import BLOCK_SIZE
 
@@ -15,6 +14,14 @@ from lazyfs.objects import BLOCK_SIZE
 def block_sums(view: memoryview) -> bytes:
     """The checksum of each block of a chunk, 8 bytes each in native order; the last block may be short."""
     return array("Q", [crc64nvme(view[i : i + BLOCK_SIZE]) for i in range(0, len(view), BLOCK_SIZE)]).tobytes()
+
+
+def joined(total: int, size: int, sums: bytes) -> int:
+    """The checksum of `total`'s bytes and then of a chunk of `size` bytes, whose block checksums these are. Costs a
+    microsecond a block, and reads no byte of the object."""
+    for number, one in enumerate(array("Q", sums[: -(-size // BLOCK_SIZE) * 8])):
+        total = combine_crc64nvme(total, one, min(BLOCK_SIZE, size - number * BLOCK_SIZE))
+    return total
 
 
 def seal(key: bytes, body: bytes | memoryview) -> bytes:

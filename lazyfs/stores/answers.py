@@ -4,12 +4,13 @@ Pure; every engine that speaks to S3 asks here, so that all of them refuse the s
 come.
 """
 
+import base64
 import html
 import re
 from dataclasses import dataclass
 
 from lazyfs.errors import AccessDenied, ArchivedObject, NotFound, ObjectChanged, StoreError, Transient
-from lazyfs.objects import ObjectVersion
+from lazyfs.objects import Checksums, ObjectVersion
 
 _SLOW_DOWN = {"SlowDown", "503", "429", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException", "Throttling"}
 _RENEWABLE = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
@@ -39,6 +40,24 @@ def check_range(answer: RangeAnswer, version: ObjectVersion, start: int, stop: i
         raise ObjectChanged(f"{version.key}: the object now has {match[3]} bytes, not {version.size}")
     if answer.length is not None and answer.length != stop - start:
         raise Transient(f"asked for {stop - start} bytes, the server announces {answer.length}")
+
+
+def full_checksums(kind: str, sha256: str, crc64nvme: str) -> Checksums:
+    """The checksums of a whole object out of the headers of a HEAD, in base64 as S3 writes them; `kind` is
+    x-amz-checksum-type. A COMPOSITE one, of the checksums of the parts of an upload, says nothing about the bytes as
+    one row; it ends in `-` and the number of parts. What is no checksum is none."""
+    if kind.upper() == "COMPOSITE":
+        return Checksums()
+    whole, part = _unbase64(sha256, 32), _unbase64(crc64nvme, 8)
+    return Checksums(whole.hex(), int.from_bytes(part, "big") if part else None)
+
+
+def _unbase64(text: str, length: int) -> bytes:
+    try:
+        found = base64.b64decode(text, validate=True)
+    except (ValueError, TypeError):
+        return b""
+    return found if len(found) == length else b""
 
 
 def opaque(etag: str) -> str:

@@ -6,7 +6,7 @@ Must not know chunks, the cache or the kernel. Everything here is called from th
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
-from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
+from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion
 
 Arrived = Callable[[int], None]
 """`arrived(count)`: the first `count` bytes of a read are in their buffers for good.
@@ -66,6 +66,11 @@ class Store(Protocol):
 
     async def stat(self, key: str) -> ObjectInfo:
         """One object as it is now; `NotFound` if the store says with authority that it is not there."""
+        ...
+
+    async def checksums(self, version: ObjectVersion) -> Checksums:
+        """What the store keeps of all bytes of a version, empty if nothing; checksums of parts do not count.
+        `ObjectChanged` when the key no longer holds this version."""
         ...
 
     async def read(

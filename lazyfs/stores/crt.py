@@ -34,7 +34,7 @@ from awscrt.io import (
 )
 
 from lazyfs.errors import SetupError, StoreError, Transient
-from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
+from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion
 from lazyfs.stores.answers import RangeAnswer, check_range, element, failure
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.s3 import S3Store, translated
@@ -74,6 +74,10 @@ class CrtStore:
     async def stat(self, key: str) -> ObjectInfo:
         """See `base.Store.stat`."""
         return await self._s3.stat(key)
+
+    async def checksums(self, version: ObjectVersion) -> Checksums:
+        """See `base.Store.checksums`."""
+        return await self._s3.checksums(version)
 
     def close(self) -> None:
         """Close the connections that are idle."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 import trio
 
 from lazyfs.errors import Dropped, StoreError, Transient, Unreachable
-from lazyfs.objects import KIB, Listing, ObjectInfo, ObjectVersion, tail
+from lazyfs.objects import KIB, Checksums, Listing, ObjectInfo, ObjectVersion, tail
 from lazyfs.stores.base import Arrived, Claim, Store
 from lazyfs.stores.endpoint import Endpoint
 from lazyfs.stores.pace import Pace, Progress
@@ -143,6 +143,10 @@ class PatientStore:
     async def stat(self, key: str) -> ObjectInfo:
         """See `base.Store.stat`."""
         return await self._ask("head_requests", f"head {key!r}", lambda: self._inner.stat(key))
+
+    async def checksums(self, version: ObjectVersion) -> Checksums:
+        """See `base.Store.checksums`."""
+        return await self._ask("head_requests", f"head {version.key!r}", lambda: self._inner.checksums(version))
 
     async def read(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim

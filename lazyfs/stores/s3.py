@@ -24,9 +24,9 @@ import urllib3.exceptions
 from botocore import UNSIGNED
 from botocore.config import Config
 
-from lazyfs.errors import AccessDenied, NotFound, SetupError, StoreError, Transient
-from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
-from lazyfs.stores.answers import RangeAnswer, check_range, element, failure
+from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, SetupError, StoreError, Transient
+from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion
+from lazyfs.stores.answers import RangeAnswer, check_range, element, failure, full_checksums, opaque
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
 from lazyfs.stores.wire import CONNECT_TIMEOUT, PIECE_SIZE, STALL_TIMEOUT, Call, Wires
@@ -115,6 +115,10 @@ class S3Store:
         """See `base.Store.stat`: one HEAD."""
         return await self._ask(self._stat, key)
 
+    async def checksums(self, version: ObjectVersion) -> Checksums:
+        """See `base.Store.checksums`: one HEAD that asks for them."""
+        return await self._ask(self._checksums, version)
+
     async def read(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
     ) -> None:
@@ -144,6 +148,17 @@ class S3Store:
         answer = self._client.head_object(**self._common, Key=key)
         return _info(key, {**answer, "Size": answer["ContentLength"]})
 
+    def _checksums(self, version: ObjectVersion) -> Checksums:
+        check_etag(version)
+        answer = self._client.head_object(
+            **self._common, **_pinned(version), Key=version.key, IfMatch=version.etag, ChecksumMode="ENABLED"
+        )
+        if opaque(answer.get("ETag", "")) != opaque(version.etag) or answer["ContentLength"] != version.size:
+            raise ObjectChanged(f"{version.key}: the object is now {answer.get('ETag')}, not {version.etag}")
+        return full_checksums(
+            answer.get("ChecksumType", ""), answer.get("ChecksumSHA256", ""), answer.get("ChecksumCRC64NVME", "")
+        )
+
     def _read(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
     ) -> None:
@@ -157,9 +172,12 @@ class S3Store:
         """`read`, by boto3 alone, and blocking; the signer of this thread has seen the request then."""
         check_etag(version)
         stop = start + sum(len(view) for view in into)
-        pinned = {"VersionId": version.version_id} if version.version_id else {}
         answer = self._client.get_object(
-            **self._common, **pinned, Key=version.key, IfMatch=version.etag, Range=f"bytes={start}-{stop - 1}"
+            **self._common,
+            **_pinned(version),
+            Key=version.key,
+            IfMatch=version.etag,
+            Range=f"bytes={start}-{stop - 1}",
         )
         body = answer["Body"]._raw_stream
         status = answer["ResponseMetadata"]["HTTPStatusCode"]
@@ -272,6 +290,10 @@ def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:
             offset += count
             received += count
             arrived(received)
+
+
+def _pinned(version: ObjectVersion) -> dict[str, str]:
+    return {"VersionId": version.version_id} if version.version_id else {}
 
 
 def _info(key: str, item: Any) -> ObjectInfo:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import trio
 
 from lazyfs.errors import NotFound, ObjectChanged, StoreError, Transient
-from lazyfs.objects import KIB, Listing, ObjectInfo, ObjectVersion
+from lazyfs.objects import KIB, Checksums, Listing, ObjectInfo, ObjectVersion
 from lazyfs.stores.base import Arrived, Claim
 from tests.rooms.building import PLACE
 
@@ -79,6 +79,7 @@ class MemoryStore:
         self.fault: FaultHook | None = None
         self.valve: Callable[[Call], Valve | None] | None = None
         self.listed_at = 0.0
+        self.digests: dict[str, Checksums] = {}
         self.active = 0
         self.most_active = 0
         self._objects: dict[str, tuple[bytes, ObjectInfo]] = {}
@@ -117,6 +118,13 @@ class MemoryStore:
         """See `base.Store.stat`."""
         await self._arrive(Call("head", key))
         return self._found(key)[1]
+
+    async def checksums(self, version: ObjectVersion) -> Checksums:
+        """See `base.Store.checksums`."""
+        await self._arrive(Call("head", version.key))
+        if self._found(version.key)[1].etag != version.etag:
+            raise ObjectChanged(f"{version.key}: another ETag than {version.etag}")
+        return self.digests.get(version.key, Checksums())
 
     async def read(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
