@@ -145,6 +145,11 @@ class Config:
         choice("auto", "boto3", "awscrt"),
         "What sends GETs: boto3, awscrt, or what was measured to be quickest, sockets of our own after boto3's first.",
     )
+    verify_objects: str = _setting(
+        "auto",
+        choice("auto", "off"),
+        "Compare each object, once all of it is here, with the digest that S3 or a .sha256 beside it has.",
+    )
     retry_budget: float = _setting(
         "5m",
         parse_duration,

@@ -57,6 +57,10 @@ class Dropped(StoreError):
     """A queued read that nobody wants any more was given up before it was sent. Never reaches a reader."""
 
 
+class Corrupt(LazyfsError):
+    """The bytes of an object are not those that its digest stands for; they are never served."""
+
+
 class CacheUnavailable(LazyfsError):
     """The disk cache cannot do this now (full, read-only, gone, damaged). Readers never see it."""
 

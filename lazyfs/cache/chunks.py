@@ -15,15 +15,21 @@ from dataclasses import dataclass
 
 import trio
 
-from lazyfs.cache.disk import Disk
+from lazyfs.cache.barred import Barred
+from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.flights import Flights, Waiting
 from lazyfs.cache.memory import Chunk, Memory
+from lazyfs.cache.records import Kept
 from lazyfs.cache.spans import spans_to_get
+from lazyfs.cache.sums import block_sums
 from lazyfs.cache.threads import DiskThreads, Workers
 from lazyfs.cache.writer import Writer
 from lazyfs.errors import Dropped
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
 from lazyfs.stores.base import Claim, Store
+
+BRINGING = "bringing"
+"""The lane of what is brought to be kept and not to be read."""
 
 SMALL_READ = 2 * BLOCK_SIZE
 """A read up to this size of a chunk that is on disk and wanted by no stream reads only its blocks, not the chunk."""
@@ -75,6 +81,7 @@ class ChunkCache:
             nursery=nursery,
             made_room=self._made_room,
         )
+        self.barred = Barred()
         self._memory_hits = self._waits = 0
 
     def statistics(self) -> ChunkStatistics:
@@ -93,6 +100,7 @@ class ChunkCache:
     def idle(self) -> bool:
         """Whether nothing is on its way and nothing waits to be written."""
         return not self._flights and not self.writer and self._memory.statistics().pinned == 0
+
     def start(self, version: ObjectVersion, start: int, stop: int, *, demand: int, lane: Hashable = None) -> int:
         """Set bytes [start, stop) on their way if they are not here or coming; those before `demand` are urgent, the
         rest shares connections evenly with what other lanes queue.
@@ -139,8 +147,10 @@ class ChunkCache:
     async def read(self, version: ObjectVersion, start: int, stop: int) -> memoryview | bytes:
         """Bytes [start, stop) of the version, not empty and within its size. The view is good until the next await.
 
-        Raises the store's errors; a failing disk cache only makes it slower.
+        Raises the store's errors, and what a version is refused with; a failing disk cache only makes it slower.
         """
+        if self.barred:
+            await self.barred.passed(version)
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
         chunk = self._memory.get((version.object_id, first))
         if first == last:
@@ -174,7 +184,7 @@ class ChunkCache:
         to_end = stop >= number * CHUNK_SIZE + len(chunk.view)
         self._memory.use((version.object_id, number), chunk, to_end=to_end)
 
-    async def _obtain(self, version: ObjectVersion, number: int) -> Chunk:
+    async def _obtain(self, version: ObjectVersion, number: int, *, urgent: bool = True) -> Chunk:
         """The chunk, waiting for it. Good until the next await: its pin is undone as the waiter runs."""
         key = (version.object_id, number)
         self._waits += 1
@@ -184,7 +194,8 @@ class ChunkCache:
                 return chunk
             flight = self._flights.get(key)
             if flight is None:
-                self.start(version, number * CHUNK_SIZE, number * CHUNK_SIZE + 1, demand=number * CHUNK_SIZE + 1)
+                start = number * CHUNK_SIZE
+                self.start(version, start, start + 1, demand=start + 1 if urgent else 0)
                 flight = self._flights.get(key)
             if flight is None:
                 self._short += 1
@@ -193,7 +204,8 @@ class ChunkCache:
                 finally:
                     self._short -= 1
                 continue
-            flight.claim.urge()
+            if urgent:
+                flight.claim.urge()
             waiting = flight.waiting.setdefault(number, Waiting())
             waiting.count += 1
             try:
@@ -226,6 +238,35 @@ class ChunkCache:
             self._flights.disk_hits += 1
             self.writer.touch(version, number)
         return part
+
+    async def bring(self, version: ObjectVersion, start: int, stop: int) -> None:
+        """Have bytes [start, stop) on disk, as far as the disk takes them, behind everything that readers wait for."""
+        self.start(version, start, stop, demand=0, lane=BRINGING)
+        for number in chunk_range(start, stop):
+            if self._disk.kept(version.object_id, number) is None:
+                await self._obtain(version, number, urgent=False)
+        await self.writer.settled()
+        for number in chunk_range(start, stop):
+            # Here all the time, and given up by the writer when it had too much to do.
+            chunk = self._memory.get((version.object_id, number))
+            if chunk is not None and self._disk.kept(version.object_id, number) is None:
+                self.writer.put(Verified(version, number, chunk.view, block_sums(chunk.view)), chunk)
+        await self.writer.settled()
+
+    async def found_wrong(self, version: ObjectVersion, number: int, kept: Kept) -> None:
+        """Bytes of a chunk on disk did not verify: forget them, if the index still stands by them."""
+        await self._flights.found_wrong(version, number, kept)
+
+    async def forget(self, version: ObjectVersion) -> None:
+        """Drop everything of a version, in memory and on disk. Nobody must be reading it."""
+        while True:
+            await self.writer.step(self._disk.forget, version)
+            numbers = range(version.chunk_count)
+            for number in numbers:
+                self._memory.forget((version.object_id, number))
+            if all(self._flights.get((version.object_id, number)) is None for number in numbers):
+                return
+            await self._room.wait()
 
     def cached_bytes(self, version: ObjectVersion) -> int:
         """Bytes of the version that are on disk, to a chunk."""

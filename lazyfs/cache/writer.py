@@ -52,6 +52,8 @@ class Writer:
         self._wanted = trio.Event()
         self._touched: set[tuple[bytes, int]] = set()
         self._quiet_until = -math.inf
+        self.on_kept: Callable[[ObjectVersion], None] | None = None
+        """Called with each version of which chunks came to be on disk."""
         self.kept = 0
         self.unkept = 0
 
@@ -83,6 +85,11 @@ class Writer:
             self._wanted = trio.Event()
             await self.flush()
 
+    async def settled(self) -> None:
+        """Write everything that is queued now, and wait for what was under way."""
+        await self.flush()
+        await self.step(lambda: None)
+
     async def flush(self) -> None:
         """Write everything that is queued now."""
         while self._queue:
@@ -93,6 +100,9 @@ class Writer:
             for _, chunk in batch:
                 self._memory.unpin(chunk)
             self._made_room()
+            if kept and self.on_kept is not None:
+                for version in {verified.version for verified, _ in batch}:
+                    self.on_kept(version)
 
     def touch(self, version: ObjectVersion, number: int) -> None:
         """A chunk on disk was used; the index hears of it in a while, together with others."""

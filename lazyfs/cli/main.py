@@ -12,6 +12,7 @@ import click
 from lazyfs import __version__
 from lazyfs.cli import background
 from lazyfs.cli.settings import Setting, as_arguments, as_toml, resolve, setting_options
+from lazyfs.cli.verify import verify
 from lazyfs.config import Config, parse_source
 from lazyfs.errors import LazyfsError, SetupError, UsageError
 from lazyfs.objects import Source
@@ -98,7 +99,7 @@ def _serve(config: Config, source: Source, mountpoint: str, ready_fd: int | None
     # daemon, can do without.
     import trio  # noqa: PLC0415
 
-    from lazyfs.service.mount import serve  # noqa: PLC0415
+    from lazyfs.service.serving import serve  # noqa: PLC0415
 
     set_up_logging(config.log_level, config.log_format)
     os.umask(0o077)
@@ -185,6 +186,9 @@ def status(mountpoint: str | None, as_json: bool) -> None:
             click.echo("no lazyfs mount")
     if any(report["health"] != "ok" for report in found):
         raise SystemExit(1)
+
+
+cli.add_command(verify)
 
 
 def _mountpoint(text: str) -> str:

@@ -5,6 +5,7 @@ they come through.
 """
 
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
+from lazyfs.errors import Corrupt
 from lazyfs.filesystem.tree import File
 from lazyfs.reading.plans import Plan
 from lazyfs.reading.shards import HEAD, next_shard
@@ -30,6 +31,8 @@ class OpenFile:
         What to bring is decided and started in one step, before anything is waited for. A touch is left to the cache,
         which need not bring all of its chunk if that is on disk.
         """
+        if self.file.spoiled:
+            raise Corrupt(f"{self.file.version.key!r} had wrong bytes when it was read from here; open it again")
         version = self.file.version
         stop = min(offset + size, version.size)
         if offset >= stop:

@@ -88,8 +88,9 @@ def _guarded(
 class Operations(pyfuse3.Operations):
     """One mount as the kernel sees it.
 
-    `total_size` gives the bytes of all objects; `cached_bytes` those of a file on disk; `report` is what the root's
-    `user.lazyfs.stats` says.
+    `total_size` gives the bytes of all objects; `report` is what the root's `user.lazyfs.stats` says, `xattrs` the
+    attributes of a file, `ask` what an attribute says that is not listed, None if there is none; `opened` is told of
+    each file before it is read.
     """
 
     enable_writeback_cache = False
@@ -103,6 +104,8 @@ class Operations(pyfuse3.Operations):
         total_size: Callable[[], Awaitable[int]],
         report: Callable[[], bytes],
         xattrs: Callable[[File], dict[str, str]],
+        ask: Callable[[File, str], bytes | None],
+        opened: Callable[[File], None],
         negative_ttl: float,
         uid: int,
         gid: int,
@@ -116,6 +119,8 @@ class Operations(pyfuse3.Operations):
         self._total_size = total_size
         self._report = report
         self._xattrs = xattrs
+        self._ask = ask
+        self._opened = opened
         self._negative_ttl = negative_ttl
         self._owner = (uid, gid)
         self._modes = (stat.S_IFREG | file_mode, stat.S_IFDIR | dir_mode)
@@ -222,6 +227,7 @@ class Operations(pyfuse3.Operations):
             await self._tree.refresh(node.parent)  # the kernel may believe the name for long; S3 has said otherwise
         if not node.current:
             raise errors.StaleHandle(f"{node.version.key!r} is another version by now")
+        self._opened(node)
         return FileInfo(fh=pyfuse3.FileHandleT(self._files.open(node)), keep_cache=True, direct_io=False)
 
     @_guarded
@@ -273,11 +279,14 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        """One `user.lazyfs.*` attribute."""
-        try:
-            return self._named_xattrs(inode)[os.fsdecode(name)]
-        except KeyError:
-            raise errors.NoSuchAttribute(os.fsdecode(name)) from None
+        """One `user.lazyfs.*` attribute, also of those that do something and are not listed."""
+        text = os.fsdecode(name)
+        found = self._named_xattrs(inode).get(text)
+        if found is None and text.startswith(XATTR) and isinstance(node := self._tree.node(inode), File):
+            found = self._ask(node, text.removeprefix(XATTR))
+        if found is None:
+            raise errors.NoSuchAttribute(text)
+        return found
 
     @_guarded
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:

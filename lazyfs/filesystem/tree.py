@@ -27,7 +27,7 @@ ROOT = 1
 class File:
     """A file: one object version, under one name."""
 
-    __slots__ = ("inode", "lookups", "mtime_ns", "name", "parent", "storage_class", "version")
+    __slots__ = ("inode", "lookups", "mtime_ns", "name", "parent", "spoiled", "storage_class", "version")
 
     def __init__(self, inode: int, name: str, parent: "Directory", version: ObjectVersion, info: ObjectInfo) -> None:
         self.inode = inode
@@ -37,6 +37,8 @@ class File:
         self.mtime_ns = info.mtime_ns
         self.storage_class = info.storage_class
         self.lookups = 0
+        self.spoiled = False
+        """Pages of this inode in the kernel may be wrong."""
 
     @property
     def current(self) -> bool:
@@ -148,6 +150,18 @@ class Tree:
         if node.parent is not None:
             node.parent.expires = -math.inf
             node.parent.doubted = True
+
+    def spoil(self, version: ObjectVersion) -> None:
+        """The bytes of this version that were served were wrong: its names get new inodes, so that no page of the old
+        ones is seen by who opens it from now on."""
+        found = [node for node in self._nodes.values() if isinstance(node, File) and node.version == version]
+        for node in found:
+            node.spoiled = True
+            if node.current:
+                info = ObjectInfo(version.key, version.etag, version.size, node.mtime_ns, node.storage_class)
+                fresh = File(self._new_inode(), node.name, node.parent, version, info)
+                node.parent.children[node.name] = self._nodes[fresh.inode] = fresh
+            self._drop(node)
 
     def trusted_for(self, directory: Directory) -> float:
         """Seconds for which the directory's listing is still to be believed, 0 or more; may be infinite."""

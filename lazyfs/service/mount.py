@@ -1,16 +1,13 @@
-"""One running mount: the rooms put together, in one nursery, from start to end.
+"""One mount: the rooms put together from the configuration, in one nursery.
 
-Its job: build every room from the configuration, prove that the mount answers, say so, and end in order: unmount, write
-what is queued, close the index. What a room does inside is not known here.
+Its job: build every room, prove that the mount answers, report what it did. What a room does inside is not known here,
+nor when the mount begins and ends (`serving.py`).
 """
 
 import json
 import logging
 import os
-import signal
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.listings import Listings
 from lazyfs.cache.memory import Memory
+from lazyfs.cache.verifier import Verifier
 from lazyfs.config import Config
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.fuse import Operations, Session
@@ -31,7 +29,7 @@ from lazyfs.objects import Source
 from lazyfs.reading.streams import Budget
 from lazyfs.service import machine, mounts
 from lazyfs.service.engines import s3_store
-from lazyfs.service.notify import notify
+from lazyfs.service.witnesses import StoredDigests
 from lazyfs.stores.fetch import PatientStore
 
 log = logging.getLogger(__name__)
@@ -44,9 +42,6 @@ LONGEST_TTL = 10 * 365 * 86400.0
 
 GRACE = 10.0
 """Seconds for an orderly end; after that the process ends without: libfuse before 3.18 can hang in a lazy unmount."""
-
-LAST_READS = 2.0
-"""Seconds that an end waits for reads under way; their readers get an error after that, as mapped ones SIGBUS."""
 
 READ_AHEAD_SHARE = 0.7
 """Of the memory budget, for bytes read ahead; the rest is for demand and for chunks waiting to be written."""
@@ -105,6 +100,15 @@ class RunningMount:
             age=self.listings.age,
             ttl=ttl,
         )
+        self.digests = StoredDigests(self.store, self.chunks)
+        self.verifier = Verifier(
+            chunks=self.chunks,
+            disk=self.disk,
+            witnesses=self.digests,
+            nursery=nursery,
+            spoiled=self.tree.spoil,
+            automatic=config.verify_objects == "auto",
+        )
         self.files = OpenFiles(self.chunks, Budget(int(budget * READ_AHEAD_SHARE), self.store.useful))
         self.operations = Operations(
             tree=self.tree,
@@ -112,6 +116,8 @@ class RunningMount:
             total_size=self._total_size,
             report=self.report,
             xattrs=self._xattrs,
+            ask=self._answer,
+            opened=self._opened,
             negative_ttl=config.negative_metadata_ttl,
             uid=os.geteuid() if config.uid is None else config.uid,
             gid=os.getegid() if config.gid is None else config.gid,
@@ -197,6 +203,7 @@ class RunningMount:
                 "reads": {"count": self.operations.reads, "bytes": self.operations.read_bytes},
                 "failures": self.operations.failures,
                 "chunks": asdict(self.chunks.statistics()),
+                "verified": asdict(self.verifier.statistics()),
                 "store": asdict(self.store.statistics()),
                 "memory": {**asdict(self.memory.statistics()), "budget": self._budget},
                 "disk": {"used": self.disk.used(), "evicted_bytes": self.disk.evicted_bytes},
@@ -209,15 +216,32 @@ class RunningMount:
 
     def _xattrs(self, file: File) -> dict[str, str]:
         version = file.version
+        self.digests.note(file)
+        verdict = self.verifier.verdict(version)
         found = {
             "etag": version.etag,
             "key": version.key,
             "cached_bytes": str(self.chunks.cached_bytes(version)),
-            "verified": "none",
+            "verified": "no" if verdict is None else "wrong" if verdict.wrong else verdict.held,
         }
+        if verdict is not None and verdict.sha256:
+            found["sha256"] = verdict.sha256
         if version.version_id:
             found["version_id"] = version.version_id
         return found
+
+    def _opened(self, file: File) -> None:
+        self.digests.note(file)
+        self.verifier.opened(file.version)
+
+    def _answer(self, file: File, name: str) -> bytes | None:
+        """What `lazyfs verify` asks for: `verify` has all of the file looked at, `verifying` says how far that is."""
+        self.digests.note(file)
+        if name == "verify":
+            return json.dumps(self.verifier.demand(file.version)).encode()
+        if name == "verifying":
+            return json.dumps(self.verifier.progress(file.version)).encode()
+        return None
 
     async def _total_size(self) -> int:
         """Bytes of all objects, asked for at most once in a TTL."""
@@ -225,110 +249,3 @@ class RunningMount:
         if self._total is None or now - self._total[0] > self._config.metadata_ttl:
             self._total = (now, await self.store.total_size(self.source.prefix))
         return self._total[1]
-
-
-async def serve(config: Config, source: Source, mountpoint: str, ready: Callable[[], None]) -> None:
-    """Run one mount from start to end, and end the process; `ready` is called once the mount answers.
-
-    `SetupError` if it cannot be started; then nothing is left mounted.
-    """
-    failure: Exception | None = None
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            try:
-                mount = RunningMount(config, source, mountpoint, nursery)
-                await _live(mount, mountpoint, nursery, signals, ready)
-            except Exception as error:  # noqa: BLE001 - raised again outside, where no nursery wraps it in a group
-                failure = error
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-
-
-async def _live(
-    mount: RunningMount,
-    mountpoint: str,
-    nursery: trio.Nursery,
-    signals: AsyncIterator[int],
-    ready: Callable[[], None],
-) -> None:
-    """From the first request to the end of the process."""
-    stop, ended, reads = trio.Event(), trio.Event(), trio.CancelScope()
-    nursery.start_soon(_stop_on_signal, signals, stop)
-    try:
-        await _unless(stop, nursery, mount.check)
-        session = mount.attach()
-    except BaseException:
-        mount.disk.close()
-        raise
-    try:
-        nursery.start_soon(_run_session, session, reads, stop, ended)
-        nursery.start_soon(_stop_when_unmounted, session, stop)
-        nursery.start_soon(mount.chunks.writer.run)
-        nursery.start_soon(mount.store.watch)
-        await _unless(stop, nursery, mount.prove)
-        # In a thread: it runs programs that may look at every mount, this one included.
-        await trio.to_thread.run_sync(mount.tune)
-        log.info("%s is mounted at %s", mount.source.url, mountpoint)
-        notify("READY=1", f"STATUS={mount.source.url} at {mountpoint}")
-        ready()
-        threading.Thread(target=mount.memory.populate, name="populate", daemon=True).start()
-        await stop.wait()
-        notify("STOPPING=1")
-        if not ended.is_set():
-            _end_by_force()
-            session.stop()
-            with trio.move_on_after(LAST_READS):
-                await ended.wait()
-            reads.cancel()
-            await ended.wait()
-    finally:
-        _end_by_force()
-        session.close()
-    await mount.end()
-    log.info("%s is unmounted from %s", mount.source.url, mountpoint)
-    # Worker threads may still wait on silent connections, for bytes that have no reader any more.
-    logging.shutdown()
-    os._exit(0)
-
-
-async def _run_session(session: Session, reads: trio.CancelScope, stop: trio.Event, ended: trio.Event) -> None:
-    try:
-        with reads:
-            await session.run()
-    finally:
-        ended.set()
-        stop.set()
-
-
-async def _stop_when_unmounted(session: Session, stop: trio.Event) -> None:
-    await session.unmounted()
-    stop.set()
-
-
-async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event) -> None:
-    async for number in signals:
-        log.info("%s: unmounting", signal.Signals(number).name)
-        stop.set()
-        return
-
-
-async def _unless(stop: trio.Event, nursery: trio.Nursery, step: Callable[[], Awaitable[None]]) -> None:
-    """A step of the start, given up with `SetupError` when `stop` is set."""
-
-    async def give_up() -> None:
-        await stop.wait()
-        scope.cancel()
-
-    with trio.CancelScope() as scope:
-        nursery.start_soon(give_up)
-        await step()
-    if scope.cancelled_caught:
-        raise errors.SetupError("stopped before the mount was ready")
-
-
-def _end_by_force() -> None:
-    """Start the clock outside the loop that ends the process if the orderly end hangs."""
-    timer = threading.Timer(GRACE, os._exit, [1])
-    timer.daemon = True
-    timer.start()

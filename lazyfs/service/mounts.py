@@ -4,6 +4,7 @@ All from /proc/self/mountinfo and fusermount3, so that it works for a mount whos
 """
 
 import errno
+import json
 import os
 import re
 import select
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lazyfs.errors import SetupError
 
@@ -124,6 +125,22 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
 def stats_of(mountpoint: str) -> bytes:
     """What a mount's daemon reports, as JSON; OSError or TimeoutError from a dead or stuck one."""
     return bounded(lambda: os.getxattr(mountpoint, "user.lazyfs.stats"), seconds=5.0)
+
+
+def holding(path: str) -> Mount | None:
+    """The mount that a path, which need not exist, is in: the topmost at its longest parent."""
+    place = os.path.realpath(path)
+    while True:
+        found = mounted_at(place)
+        if found is not None or place == "/":
+            return found
+        place = os.path.dirname(place)
+
+
+def ask(path: str, name: str) -> dict[str, Any]:
+    """What the daemon behind a file of a mount answers to this name; OSError or TimeoutError if it does not."""
+    found: dict[str, Any] = json.loads(bounded(lambda: os.getxattr(path, f"user.lazyfs.{name}"), seconds=30.0))
+    return found
 
 
 def bounded(function: Callable[[], T], *, seconds: float) -> T:

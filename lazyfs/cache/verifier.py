@@ -1,0 +1,324 @@
+"""Whether whole objects are what their source says: P20 of the promises, end to end.
+
+Its job: when all of an object is on disk, compare its bytes with the strongest digest that somebody has of it. What
+does not agree is taken out of service and fetched once more, while its readers wait; what is wrong again is refused for
+good. Must not know who has digests (`Witnesses` does), nor names.
+
+A CRC64-NVME costs no reading: the chunks' own checksums combine into it. A SHA-256 takes the bytes, read from disk in a
+thread of its own, one object at a time, each block compared with its own checksum on the way.
+
+Concurrency: loop thread only. At most one job for a version. What a verdict says is kept in the index, so a warm start
+asks nobody.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from lazyfs.cache.chunks import ChunkCache
+from lazyfs.cache.digest import Damaged, from_bytes, from_sums
+from lazyfs.cache.disk import Disk
+from lazyfs.cache.verdicts import NONE, Expected, Verdict, pack, unpack
+from lazyfs.errors import Corrupt, LazyfsError
+from lazyfs.objects import CHUNK_SIZE, Checksums, ObjectVersion
+
+log = logging.getLogger(__name__)
+
+PIECE = 16 * CHUNK_SIZE
+"""Bytes brought at a time by a job that needs all of an object: some of memory, and no more."""
+
+ROUNDS = 3
+"""Attempts to have all of an object on disk at once, while it is evicted or found damaged."""
+
+RESULTS = 256
+"""Jobs that are over and whose outcome may still be asked for."""
+
+QUIET = 60.0
+"""Seconds between two warnings about objects without a digest; those in between are only counted."""
+
+
+class Witnesses(Protocol):
+    """Who says what an object must come to."""
+
+    def witness(self, version: ObjectVersion) -> str:
+        """Whom `expected` would ask, without asking; another answer than before opens the question again."""
+        ...
+
+    async def expected(self, version: ObjectVersion) -> Expected:
+        """What the version must come to. Raises `StoreError` when it cannot be asked for now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierStatistics:
+    """Objects since the start: `verified` agreed with a digest, `without` had none, `wrong` did not agree, `mended` did
+    when fetched again, `refused` did not; `under_way` now."""
+
+    verified: int
+    without: int
+    wrong: int
+    mended: int
+    refused: int
+    under_way: int
+
+
+@dataclass(slots=True)
+class Job:
+    """One object being looked at: which step, and how many of its `total` bytes are done in it. `outcome` is a digest's
+    name or NONE, empty with the reason in `words`."""
+
+    total: int
+    whole: bool
+    step: str = "asking"
+    done: int = 0
+    outcome: str = ""
+    words: str = ""
+
+
+class _Incomplete(LazyfsError):
+    """Not all of the object is on disk."""
+
+
+class Verifier:
+    """The verifier of one mount. `spoiled` is told of versions whose readers may have had wrong bytes."""
+
+    def __init__(
+        self,
+        *,
+        chunks: ChunkCache,
+        disk: Disk,
+        witnesses: Witnesses,
+        nursery: trio.Nursery,
+        spoiled: Callable[[ObjectVersion], None],
+        automatic: bool = True,
+    ) -> None:
+        """`automatic`: look at every object that is complete; else only at those that are asked for."""
+        self._chunks = chunks
+        self._disk = disk
+        self._witnesses = witnesses
+        self._nursery = nursery
+        self._spoiled = spoiled
+        self._automatic = automatic
+        self._jobs: dict[bytes, Job] = {}
+        self._ended: OrderedDict[bytes, Job] = OrderedDict()
+        self._suspects: set[bytes] = set()
+        self._one = trio.CapacityLimiter(1)
+        self._quiet_until = -math.inf
+        self._counts = dict.fromkeys(("verified", "without", "wrong", "mended", "refused"), 0)
+        chunks.writer.on_kept = self.kept
+
+    def statistics(self) -> VerifierStatistics:
+        """A frozen copy of the counters."""
+        return VerifierStatistics(**self._counts, under_way=len(self._jobs))
+
+    def verdict(self, version: ObjectVersion) -> Verdict | None:
+        """What was found of the version, if that still holds for the bytes on disk."""
+        found = unpack(self._disk.verdict(version.object_id))
+        if found is None or found.wrong or found.generation == self._disk.generation(version):
+            return found
+        return None
+
+    def kept(self, version: ObjectVersion) -> None:
+        """Some of the version came to be on disk: if that is all of it, look at it."""
+        if self._automatic and self._disk.generation(version) is not None and self._open(version):
+            self._begin(version, whole=False)
+
+    def opened(self, version: ObjectVersion) -> None:
+        """Somebody is going to read the version."""
+        if not version.size or version.object_id in self._jobs:
+            return
+        found, still_open = self.verdict(version), self._open(version)
+        if found is not None and found.wrong and not still_open:
+            self._chunks.barred.refuse(version, Corrupt(found.wrong))
+            return
+        self._chunks.barred.admit(version)
+        if self._automatic and still_open and self._disk.generation(version) is not None:
+            self._begin(version, whole=False)
+
+    def _open(self, version: ObjectVersion) -> bool:
+        """Whether nothing was found of the version by the one who is its witness now."""
+        found = self.verdict(version)
+        return found is None or found.witness != self._witnesses.witness(version)
+
+    def demand(self, version: ObjectVersion) -> dict[str, Any]:
+        """Look at all bytes of the version, fetching what is missing; how far that is, now and when it has ended."""
+        if version.object_id not in self._jobs:
+            self._ended.pop(version.object_id, None)
+            self._begin(version, whole=True)
+        return self.progress(version)
+
+    def progress(self, version: ObjectVersion) -> dict[str, Any]:
+        """How far the job of the version is, or what came of its last one; empty if there is none."""
+        job = self._jobs.get(version.object_id) or self._ended.get(version.object_id)
+        return {} if job is None else dataclasses.asdict(job)
+
+    # ---- one object
+
+    def _begin(self, version: ObjectVersion, *, whole: bool) -> None:
+        if version.object_id not in self._jobs:
+            job = self._jobs[version.object_id] = Job(version.size, whole)
+            self._nursery.start_soon(self._run, version, job)
+
+    async def _run(self, version: ObjectVersion, job: Job) -> None:
+        try:
+            await self._judge(version, job)
+        except LazyfsError as error:
+            job.words = str(error)
+            if not isinstance(error, (Corrupt, _Incomplete)):
+                log.info("%r is not verified for now: %s", version.key, error)
+        except Exception as error:
+            log.exception("a defect while verifying %r", version.key)
+            job.words = f"a defect: {type(error).__name__}: {error}"
+        finally:
+            job.step = "done"
+            del self._jobs[version.object_id]
+            self._ended[version.object_id] = job
+            if len(self._ended) > RESULTS:
+                self._ended.popitem(last=False)
+
+    async def _judge(self, version: ObjectVersion, job: Job) -> None:
+        expected = await self._witnesses.expected(version)
+        found, generation = await self._digests(version, expected, job)
+        wrong = difference(version, expected, found)
+        if not wrong:
+            await self._held(version, expected, found, generation, job)
+            return
+        self._counts["wrong"] += 1
+        again = version.object_id in self._suspects
+        self._suspects.add(version.object_id)
+        self._chunks.barred.hold(version)
+        try:
+            self._spoiled(version)
+            if not again:
+                log.error("WRONG BYTES: %s. They are dropped and fetched again; who has the file open gets EIO", wrong)
+                await self._chunks.forget(version)
+                job.whole = True
+                found, generation = await self._digests(version, expected, job)
+                wrong = difference(version, expected, found)
+            if wrong:
+                await self._refuse(version, expected, f"{wrong}, also when fetched again", generation)
+            self._counts["mended"] += 1
+            log.warning("%r was fetched again, and its bytes are right now", version.key)
+            await self._held(version, expected, found, generation, job)
+        except Corrupt:
+            raise
+        except BaseException:
+            # It cannot be had again now. What is fetched later is judged when all of it is here, and not a third time.
+            self._chunks.barred.admit(version)
+            raise
+
+    async def _held(
+        self, version: ObjectVersion, expected: Expected, found: Checksums, generation: int, job: Job
+    ) -> None:
+        self._suspects.discard(version.object_id)
+        self._chunks.barred.admit(version)
+        job.outcome = expected.checksums.strongest or NONE
+        if expected.checksums.strongest:
+            self._counts["verified"] += 1
+        elif not expected.quiet:
+            self._without(version)
+        sha256 = found.sha256 or expected.checksums.sha256
+        await self._keep(version, Verdict(job.outcome, generation, expected.witness, sha256))
+
+    def _without(self, version: ObjectVersion) -> None:
+        self._counts["without"] += 1
+        if trio.current_time() >= self._quiet_until:
+            self._quiet_until = trio.current_time() + QUIET
+            log.warning(
+                "%r has no digest to be compared with: S3 has none of the whole object, and there is no .sha256 beside "
+                "it; it is read as it came (%d such objects so far)",
+                version.key,
+                self._counts["without"],
+            )
+
+    async def _refuse(self, version: ObjectVersion, expected: Expected, wrong: str, generation: int) -> None:
+        error = Corrupt(wrong)
+        self._counts["refused"] += 1
+        self._chunks.barred.refuse(version, error)
+        log.critical(
+            "WRONG BYTES: %s. Reads of it fail with EIO until the object, or the digest stored beside it, is replaced",
+            wrong,
+        )
+        await self._keep(version, Verdict("", generation, expected.witness, wrong=wrong))
+        await self._chunks.forget(version)
+        raise error
+
+    async def _keep(self, version: ObjectVersion, verdict: Verdict) -> None:
+        await self._chunks.writer.step(self._disk.put_verdict, version.object_id, pack(verdict))
+
+    async def _digests(self, version: ObjectVersion, expected: Expected, job: Job) -> tuple[Checksums, int]:
+        """The digests that are needed of what is on disk, and the generation that they are of. `_Incomplete` if not all
+        is there; a job that wants it all fetches what is missing."""
+        if not version.size:
+            return Checksums(hashlib.sha256().hexdigest(), 0), 0
+        for _ in range(ROUNDS):
+            if job.whole:
+                await self._bring(version, job)
+            generation = self._disk.generation(version)
+            if generation is None:
+                if job.whole:
+                    continue
+                break
+            job.step, job.done = "verifying", 0
+            try:
+                found = await self._read(version, expected, job)
+            except Damaged as damaged:
+                await self._chunks.found_wrong(version, damaged.number, damaged.kept)
+                job.whole = True
+                continue
+            if found is not None and self._disk.generation(version) == generation:
+                return found, generation
+            if not job.whole:
+                break
+        raise _Incomplete(f"{version.key!r} cannot be verified: the cache does not hold all of it at once")
+
+    async def _read(self, version: ObjectVersion, expected: Expected, job: Job) -> Checksums | None:
+        known = expected.checksums
+        if job.whole or known.sha256:
+
+            left = False
+
+            def told(done: int) -> None:
+                job.done = done
+
+            def read() -> Checksums | None:
+                return from_bytes(self._disk, version, told, stop=lambda: left)
+
+            try:
+                return await trio.to_thread.run_sync(read, limiter=self._one, abandon_on_cancel=True)
+            finally:
+                left = True
+        if known.crc64nvme is None:
+            return Checksums()
+        return await trio.to_thread.run_sync(from_sums, self._disk, version, limiter=self._one, abandon_on_cancel=True)
+
+    async def _bring(self, version: ObjectVersion, job: Job) -> None:
+        job.step, job.done = "fetching", 0
+        for start in range(0, version.size, PIECE):
+            stop = min(start + PIECE, version.size)
+            await self._chunks.bring(version, start, stop)
+            job.done = stop
+
+
+def difference(version: ObjectVersion, expected: Expected, found: Checksums) -> str:
+    """In words what is wrong; empty if all digests that both have agree."""
+    known = expected.checksums
+    for name, wanted, got in (
+        ("SHA-256", known.sha256, found.sha256),
+        ("CRC64NVME", _hex(known.crc64nvme), _hex(found.crc64nvme)),
+    ):
+        if wanted and got and wanted != got:
+            who = "S3" if expected.witness == "s3" else expected.witness
+            return f"the {name} of {version.key!r} is {got}, and {who} says {wanted}"
+    return ""
+
+
+def _hex(checksum: int | None) -> str:
+    return "" if checksum is None else f"{checksum:016x}"

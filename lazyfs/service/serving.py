@@ -1,0 +1,132 @@
+"""The life of a mount's process: from the first request to its end, in order.
+
+Its job: signals, readiness, and the order of the end: unmount, write what is queued, close the index, exit. Must not
+know what the mount is made of.
+"""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import trio
+
+from lazyfs import errors
+from lazyfs.config import Config
+from lazyfs.filesystem.fuse import Session
+from lazyfs.objects import Source
+from lazyfs.service.mount import GRACE, RunningMount
+from lazyfs.service.notify import notify
+
+log = logging.getLogger(__name__)
+
+LAST_READS = 2.0
+"""Seconds that an end waits for reads under way; their readers get an error after that, as mapped ones SIGBUS."""
+
+
+async def serve(config: Config, source: Source, mountpoint: str, ready: Callable[[], None]) -> None:
+    """Run one mount from start to end, and end the process; `ready` is called once the mount answers.
+
+    `SetupError` if it cannot be started; then nothing is left mounted.
+    """
+    failure: Exception | None = None
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            try:
+                mount = RunningMount(config, source, mountpoint, nursery)
+                await _live(mount, mountpoint, nursery, signals, ready)
+            except Exception as error:  # noqa: BLE001 - raised again outside, where no nursery wraps it in a group
+                failure = error
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _live(
+    mount: RunningMount,
+    mountpoint: str,
+    nursery: trio.Nursery,
+    signals: AsyncIterator[int],
+    ready: Callable[[], None],
+) -> None:
+    """From the first request to the end of the process."""
+    stop, ended, reads = trio.Event(), trio.Event(), trio.CancelScope()
+    nursery.start_soon(_stop_on_signal, signals, stop)
+    try:
+        await _unless(stop, nursery, mount.check)
+        session = mount.attach()
+    except BaseException:
+        mount.disk.close()
+        raise
+    try:
+        nursery.start_soon(_run_session, session, reads, stop, ended)
+        nursery.start_soon(_stop_when_unmounted, session, stop)
+        nursery.start_soon(mount.chunks.writer.run)
+        nursery.start_soon(mount.store.watch)
+        await _unless(stop, nursery, mount.prove)
+        # In a thread: it runs programs that may look at every mount, this one included.
+        await trio.to_thread.run_sync(mount.tune)
+        log.info("%s is mounted at %s", mount.source.url, mountpoint)
+        notify("READY=1", f"STATUS={mount.source.url} at {mountpoint}")
+        ready()
+        threading.Thread(target=mount.memory.populate, name="populate", daemon=True).start()
+        await stop.wait()
+        notify("STOPPING=1")
+        if not ended.is_set():
+            _end_by_force()
+            session.stop()
+            with trio.move_on_after(LAST_READS):
+                await ended.wait()
+            reads.cancel()
+            await ended.wait()
+    finally:
+        _end_by_force()
+        session.close()
+    await mount.end()
+    log.info("%s is unmounted from %s", mount.source.url, mountpoint)
+    # Worker threads may still wait on silent connections, for bytes that have no reader any more.
+    logging.shutdown()
+    os._exit(0)
+
+
+async def _run_session(session: Session, reads: trio.CancelScope, stop: trio.Event, ended: trio.Event) -> None:
+    try:
+        with reads:
+            await session.run()
+    finally:
+        ended.set()
+        stop.set()
+
+
+async def _stop_when_unmounted(session: Session, stop: trio.Event) -> None:
+    await session.unmounted()
+    stop.set()
+
+
+async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event) -> None:
+    async for number in signals:
+        log.info("%s: unmounting", signal.Signals(number).name)
+        stop.set()
+        return
+
+
+async def _unless(stop: trio.Event, nursery: trio.Nursery, step: Callable[[], Awaitable[None]]) -> None:
+    """A step of the start, given up with `SetupError` when `stop` is set."""
+
+    async def give_up() -> None:
+        await stop.wait()
+        scope.cancel()
+
+    with trio.CancelScope() as scope:
+        nursery.start_soon(give_up)
+        await step()
+    if scope.cancelled_caught:
+        raise errors.SetupError("stopped before the mount was ready")
+
+
+def _end_by_force() -> None:
+    """Start the clock outside the loop that ends the process if the orderly end hangs."""
+    timer = threading.Timer(GRACE, os._exit, [1])
+    timer.daemon = True
+    timer.start()
