@@ -26,6 +26,9 @@ class Barred:
     def __len__(self) -> int:
         return len(self._bars)
 
+    def __contains__(self, version: ObjectVersion) -> bool:
+        return bool(self._bars) and version.object_id in self._bars
+
     def hold(self, version: ObjectVersion) -> None:
         """Readers of this version wait from now on."""
         self._bars.setdefault(version.object_id, _Bar())

@@ -105,8 +105,12 @@ class ChunkCache:
         """Set bytes [start, stop) on their way if they are not here or coming; those before `demand` are urgent, the
         rest shares connections evenly with what other lanes queue.
 
-        Returns the offset up to which all is here or coming: less than `stop` when memory is short. Never waits.
+        Returns the offset up to which all is here or coming: less than `stop` when memory is short, or while the
+        version is barred. Never waits.
         """
+        return start if version in self.barred else self._start(version, start, stop, demand, lane)
+
+    def _start(self, version: ObjectVersion, start: int, stop: int, demand: int, lane: Hashable = None) -> int:
         missing: list[int] = []
         for number in chunk_range(start, stop):
             key = (version.object_id, number)
@@ -195,7 +199,7 @@ class ChunkCache:
             flight = self._flights.get(key)
             if flight is None:
                 start = number * CHUNK_SIZE
-                self.start(version, start, start + 1, demand=start + 1 if urgent else 0)
+                self._start(version, start, start + 1, start + 1 if urgent else 0)
                 flight = self._flights.get(key)
             if flight is None:
                 self._short += 1
@@ -241,16 +245,19 @@ class ChunkCache:
 
     async def bring(self, version: ObjectVersion, start: int, stop: int) -> None:
         """Have bytes [start, stop) on disk, as far as the disk takes them, behind everything that readers wait for."""
-        self.start(version, start, stop, demand=0, lane=BRINGING)
-        for number in chunk_range(start, stop):
-            if self._disk.kept(version.object_id, number) is None:
-                await self._obtain(version, number, urgent=False)
+        missing = [n for n in chunk_range(start, stop) if self._disk.kept(version.object_id, n) is None]
+        for span in runs(missing, SEGMENT_CHUNKS):
+            self._start(version, span.start * CHUNK_SIZE, span.stop * CHUNK_SIZE, 0, BRINGING)
+        for number in missing:
+            chunk = await self._obtain(version, number, urgent=False)
+            # Nobody reads it here, so it makes room for the next: else memory fills and nothing moves.
+            self._memory.use((version.object_id, number), chunk, to_end=True)
         await self.writer.settled()
-        for number in chunk_range(start, stop):
+        for number in missing:
             # Here all the time, and given up by the writer when it had too much to do.
-            chunk = self._memory.get((version.object_id, number))
-            if chunk is not None and self._disk.kept(version.object_id, number) is None:
-                self.writer.put(Verified(version, number, chunk.view, block_sums(chunk.view)), chunk)
+            found = self._memory.get((version.object_id, number))
+            if found is not None and self._disk.kept(version.object_id, number) is None:
+                self.writer.put(Verified(version, number, found.view, block_sums(found.view)), found)
         await self.writer.settled()
 
     async def found_wrong(self, version: ObjectVersion, number: int, kept: Kept) -> None:

@@ -205,6 +205,13 @@ def peek(fd: int, size: int, offset: int) -> bytes:
     return _mappings[fd][offset : offset + size]
 
 
+def forget_pages(fd: int) -> None:
+    """Have the kernel forget what it has of the file, mapped or not, so that the next read asks the daemon."""
+    if fd in _mappings:
+        _mappings[fd].madvise(mmap.MADV_DONTNEED)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def unmap(fd: int) -> None:
     """Forget the mapping."""
     _mappings.pop(fd).close()
