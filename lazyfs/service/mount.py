@@ -29,6 +29,7 @@ from lazyfs.objects import Source
 from lazyfs.reading.streams import Budget
 from lazyfs.service import machine, mounts
 from lazyfs.service.engines import s3_store
+from lazyfs.service.watchdog import GRACE
 from lazyfs.service.witnesses import StoredDigests
 from lazyfs.stores.fetch import PatientStore
 
@@ -39,9 +40,6 @@ CHECK_PATIENCE = 10.0
 
 LONGEST_TTL = 10 * 365 * 86400.0
 """Seconds: what `indefinite` comes to. Infinity less the age of a listing of unknown age is not a number."""
-
-GRACE = 10.0
-"""Seconds for an orderly end; after that the process ends without: libfuse before 3.18 can hang in a lazy unmount."""
 
 READ_AHEAD_SHARE = 0.7
 """Of the memory budget, for bytes read ahead; the rest is for demand and for chunks waiting to be written."""

@@ -6,9 +6,8 @@ know what the mount is made of.
 
 import logging
 import os
-import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -16,8 +15,9 @@ from lazyfs import errors
 from lazyfs.config import Config
 from lazyfs.filesystem.fuse import Session
 from lazyfs.objects import Source
-from lazyfs.service.mount import GRACE, RunningMount
+from lazyfs.service.mount import RunningMount
 from lazyfs.service.notify import notify
+from lazyfs.service.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ async def serve(config: Config, source: Source, mountpoint: str, ready: Callable
     `SetupError` if it cannot be started; then nothing is left mounted.
     """
     failure: Exception | None = None
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            try:
-                mount = RunningMount(config, source, mountpoint, nursery)
-                await _live(mount, mountpoint, nursery, signals, ready)
-            except Exception as error:  # noqa: BLE001 - raised again outside, where no nursery wraps it in a group
-                failure = error
-            nursery.cancel_scope.cancel()
+    watchdog = Watchdog(mountpoint)
+    async with trio.open_nursery() as nursery:
+        try:
+            mount = RunningMount(config, source, mountpoint, nursery)
+            await _live(mount, mountpoint, nursery, watchdog, ready)
+        except Exception as error:  # noqa: BLE001 - raised again outside, where no nursery wraps it in a group
+            failure = error
+        nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
 
@@ -47,12 +47,12 @@ async def _live(
     mount: RunningMount,
     mountpoint: str,
     nursery: trio.Nursery,
-    signals: AsyncIterator[int],
+    watchdog: Watchdog,
     ready: Callable[[], None],
 ) -> None:
     """From the first request to the end of the process."""
     stop, ended, reads = trio.Event(), trio.Event(), trio.CancelScope()
-    nursery.start_soon(_stop_on_signal, signals, stop)
+    nursery.start_soon(_stop_when_asked, watchdog, stop)
     try:
         await _unless(stop, nursery, mount.check)
         session = mount.attach()
@@ -60,6 +60,7 @@ async def _live(
         mount.disk.close()
         raise
     try:
+        watchdog.mounted()
         nursery.start_soon(_run_session, session, reads, stop, ended)
         nursery.start_soon(_stop_when_unmounted, session, stop)
         nursery.start_soon(mount.chunks.writer.run)
@@ -74,14 +75,14 @@ async def _live(
         await stop.wait()
         notify("STOPPING=1")
         if not ended.is_set():
-            _end_by_force()
+            watchdog.end_in_time()
             session.stop()
             with trio.move_on_after(LAST_READS):
                 await ended.wait()
             reads.cancel()
             await ended.wait()
     finally:
-        _end_by_force()
+        watchdog.end_in_time()
         session.close()
     await mount.end()
     log.info("%s is unmounted from %s", mount.source.url, mountpoint)
@@ -104,11 +105,9 @@ async def _stop_when_unmounted(session: Session, stop: trio.Event) -> None:
     stop.set()
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event) -> None:
-    async for number in signals:
-        log.info("%s: unmounting", signal.Signals(number).name)
-        stop.set()
-        return
+async def _stop_when_asked(watchdog: Watchdog, stop: trio.Event) -> None:
+    await watchdog.asked.wait()
+    stop.set()
 
 
 async def _unless(stop: trio.Event, nursery: trio.Nursery, step: Callable[[], Awaitable[None]]) -> None:
@@ -123,10 +122,3 @@ async def _unless(stop: trio.Event, nursery: trio.Nursery, step: Callable[[], Aw
         await step()
     if scope.cancelled_caught:
         raise errors.SetupError("stopped before the mount was ready")
-
-
-def _end_by_force() -> None:
-    """Start the clock outside the loop that ends the process if the orderly end hangs."""
-    timer = threading.Timer(GRACE, os._exit, [1])
-    timer.daemon = True
-    timer.start()

@@ -1,7 +1,9 @@
 """P7, P12: a mount ends in time whatever is open, mapped or on its way, and every reader can be killed."""
 
 import ast
+import ctypes
 import functools
+import os
 import signal
 import time
 from pathlib import Path
@@ -74,6 +76,54 @@ def test_with_a_get_on_its_way(s3: FastS3Server, mounter: Mounter, mapped: bool,
             reader.result(timeout=GRACE)
         reader.close()
         assert is_gone(reader.pid)
+
+
+PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
+"""linux/ptrace.h."""
+ALL_THREADS = 0x40000000
+"""__WALL of waitpid(2): also threads that are no children."""
+
+
+def stop_the_loop(pid: int) -> None:
+    """Stop the thread that runs the loop, and no other, as a disk that hangs does; until the process is gone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
+        assert libc.ptrace(request, pid, None, None) == 0, os.strerror(ctypes.get_errno())
+    os.waitpid(pid, ALL_THREADS)
+    assert "State:\tt" in Path(f"/proc/{pid}/task/{pid}/status").read_text()
+
+
+STUCK = ["CRITICAL lazyfs.service.watchdog: the mount", "^(Current )?[Tt]hread 0x", "^  File ", "^$"]
+
+
+@pytest.mark.parametrize(
+    "asked", [pytest.param(True, id="SIGTERM"), pytest.param(False, id="unasked", marks=pytest.mark.slow)]
+)
+def test_a_loop_that_stands_still_is_ended_from_outside(s3: FastS3Server, mounter: Mounter, asked: bool) -> None:
+    """Within the grace period of a signal; without one, when it has not moved for a minute. Readers get an error."""
+    s3.put("models", "weights", pages(1, 12 * MIB))
+    mount = mounter.mount(s3, "s3://models", expect=STUCK)
+    mount.killed = True
+    with Reader() as reader, Reader() as mapped:
+        descriptor = reader.call("open_file", str(mount.path / "weights"))
+        other = mapped.call("open_file", str(mount.path / "weights"))
+        mapped.call("map_file", other, "random")
+        stop_the_loop(mount.pid)
+        reader.begin("pread", descriptor, 4096, 5 * MIB)
+        mapped.begin("peek", other, 4096, 9 * MIB)
+        if asked:
+            os.kill(mount.pid, signal.SIGTERM)
+        with pytest.raises(OSError, match=r"[Nn]ot connected|abort"):
+            reader.result(timeout=90)
+        with pytest.raises(ReaderDied, match="SIGBUS"):
+            mapped.result(timeout=GRACE)
+    wait_until(lambda: is_gone(mount.pid), "the daemon has ended", GRACE)
+    assert mount.process.wait(GRACE) == 1
+    assert "Where its threads are" in mount.logged()
+    # What it left is cleared by the next.
+    again = mounter.mount(s3, "s3://models")
+    assert again.unmount() == 0
 
 
 def test_a_reader_in_a_held_read_can_be_killed(s3: FastS3Server, mounter: Mounter) -> None:

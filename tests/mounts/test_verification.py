@@ -13,7 +13,7 @@ import pytest
 from awscrt.checksums import crc64nvme
 
 from tests.mounts.contents import MIB, pages
-from tests.mounts.mounting import Mount, Mounter, environment, run, wait_until
+from tests.mounts.mounting import Mount, Mounter, environment, outlive_moment, run, wait_until
 from tests.mounts.reader import Reader, ReaderDied
 from tests.mounts.test_cache import DAMAGED, fill, flip, kinds, object_files, sum_of
 from tests.servers.fast import FastS3Server
@@ -182,6 +182,7 @@ def test_bytes_that_stay_wrong_are_never_served(put: Put, s3: FastS3Server, moun
     assert fetched(s3.take_log()) == 0
     put(s3, DATA)
     s3.put("models", "weights", DATA, etag='"another"', headers=crc_header(DATA))
+    outlive_moment()
     assert digest(reader, mount) == sum_of(DATA)
     judged(mount, verified=1)
     assert mount.log.read_text().count("CRITICAL") == 0
@@ -198,6 +199,7 @@ def test_a_digest_that_is_replaced_opens_the_question_again(
     with pytest.raises(OSError, match="Input/output error"):
         digest(reader, mount)
     s3.put("models", "weights.sha256", SHA256.encode())
+    outlive_moment()
     assert digest(reader, mount) == sum_of(DATA)
     judged(mount, verified=1)
     assert verified(mount) == "sha256"
