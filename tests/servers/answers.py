@@ -6,6 +6,7 @@ Where a rule is not in RFC 9110 it is S3's API reference, or what AWS and Swift 
 
 import base64
 import binascii
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,11 +40,12 @@ _MESSAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to send: bytes [start, stop) of `content`, and headers, except those that every answer has."""
+    """What to send: bytes [start, stop) of `content`, and headers, except those that every answer has. A stream as
+    content is at `start`, and gives the rest as it comes."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
-    content: Object | bytes = b""
+    content: Object | bytes | io.BufferedIOBase = b""
     start: int = 0
     stop: int = 0
 

@@ -1,7 +1,7 @@
 """Going wrong on purpose: what an answer may have wrong with it, and gates that hold requests.
 
-Its job: to describe, so that a test reads as the failure it means. Must not know sockets; `fast` does what is
-said here.
+Its job: to describe, so that a test reads as the failure it means. Must not know sockets; `sending` does what is
+said here, for the servers of this folder and for the proxy in front of a real one.
 """
 
 import math
@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import Literal, Self
+from urllib.parse import quote, urlencode
 
 from tests.servers.records import Request
 
@@ -22,10 +23,13 @@ class Fault:
 
     status: answer with this status and an S3 error of `code`, instead of the object.
     headers: added, or put in place of the right ones (Location, Content-Encoding, Content-Length, ...).
+    without: names of headers that are left out, as they are spelled in answers (ETag, Content-Range, ...).
     etag: the ETag to claim, with its quotes.
     content_range: the Content-Range to claim.
     whole: a Range is ignored: 200 and all bytes.
     wrong_bytes: the first byte of the body is inverted.
+    gzip: the body is compressed on the way, and Content-Encoding says so; the other headers stay those of the object.
+    framing: how the end of the body is told: by its "length", in "chunks", or by the end of the connection ("close").
     rate: bytes per second of this body.
     hang_up: close the connection without an answer.
     close_after: close it after so many bytes of the body.
@@ -37,10 +41,13 @@ class Fault:
     status: int | None = None
     code: str = "InternalError"
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    without: tuple[str, ...] = ()
     etag: str | None = None
     content_range: str | None = None
     whole: bool = False
     wrong_bytes: bool = False
+    gzip: bool = False
+    framing: Literal["length", "chunks", "close"] = "length"
     rate: float | None = None
     hang_up: bool = False
     close_after: int | None = None
@@ -66,6 +73,16 @@ def first(count: int, fault: Fault, matching: Callable[[Request], bool] | None =
             return fault if left >= 0 else None
 
     return hook
+
+
+def moved(request: Request, to: str, status: int, *, region: str | None = None) -> Fault:
+    """A redirect of this request to the server at `to`, as S3 says it: 301 for good, 307 for now. `region` is the one
+    in which the bucket is said to be; S3 leaves that out at times."""
+    target = quote(f"/{request.bucket}/{request.key}" if request.key else f"/{request.bucket}")
+    headers = {"Location": to + target + (f"?{urlencode(request.query)}" if request.query else "")}
+    if region is not None:
+        headers["x-amz-bucket-region"] = region
+    return Fault(status=status, code="PermanentRedirect" if status == 301 else "TemporaryRedirect", headers=headers)
 
 
 class Gate:

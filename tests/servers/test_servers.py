@@ -3,10 +3,10 @@
 What holds for one of them only is in `test_fast`, or says why.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import botocore.exceptions
@@ -15,7 +15,7 @@ import pytest
 from tests.servers.clients import S3Endpoint
 from tests.servers.fast import FastS3Server
 from tests.servers.moto_server import MotoServer
-from tests.servers.swift import SwiftServer
+from tests.servers.proxy import FaultProxy
 
 DATA = bytes(range(256)) * 400
 ODD_KEYS = (
@@ -78,14 +78,11 @@ def refusal(call: Any, **arguments: Any) -> tuple[int, str]:
     return response["ResponseMetadata"]["HTTPStatusCode"], response["Error"]["Code"]
 
 
-def launched(kind: str, directory: Path) -> S3Endpoint:
+def launched(kind: str) -> S3Endpoint:
     """A running server of this kind."""
     if kind == "fast":
         server = FastS3Server(require_signature=S3Endpoint.access_key)
         return server.start()
-    if kind == "swift":
-        pytest.importorskip("swift")
-        return SwiftServer(directory)
     pytest.importorskip("moto.server")
     return MotoServer()
 
@@ -93,10 +90,14 @@ def launched(kind: str, directory: Path) -> S3Endpoint:
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="module", params=["fast", "swift", "moto"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Endpoint]:
-    with launched(request.param, tmp_path_factory.mktemp(request.param)) as running:
-        yield running
+@pytest.fixture(scope="module", params=["fast", "swift", "moto", "proxied swift"])
+def server(request: pytest.FixtureRequest) -> Iterator[S3Endpoint]:
+    with contextlib.ExitStack() as stack:
+        if request.param.endswith("swift"):
+            server: S3Endpoint = request.getfixturevalue("swift")
+            yield stack.enter_context(FaultProxy(server)) if request.param.startswith("proxied") else server
+        else:
+            yield stack.enter_context(launched(request.param))
 
 
 @pytest.fixture(scope="module")

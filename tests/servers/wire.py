@@ -31,12 +31,14 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Request line and headers. `path` is decoded and as the client sent it: no dot segment is resolved."""
+    """Request line and headers. `path` is decoded and as the client sent it: no dot segment is resolved. `target` is
+    path and query as they came, for who has to send them on."""
 
     method: str
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
+    target: str
 
 
 def parse_head(raw: bytes) -> Head:
@@ -64,7 +66,7 @@ def parse_head(raw: bytes) -> Head:
         decoded = unquote_to_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadRequest(f"path {path!r}") from error
-    return Head(method, decoded, dict(parse_qsl(query, keep_blank_values=True)), headers)
+    return Head(method, decoded, dict(parse_qsl(query, keep_blank_values=True)), headers, target)
 
 
 def decode_aws_chunked(body: bytes) -> tuple[bytes, dict[str, str]]:
