@@ -7,6 +7,7 @@ come.
 import base64
 import html
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lazyfs.errors import AccessDenied, ArchivedObject, NotFound, ObjectChanged, StoreError, Transient
@@ -18,28 +19,49 @@ _RENEWABLE = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRef
 
 @dataclass(frozen=True, slots=True)
 class RangeAnswer:
-    """The head of an answer. `length` is the Content-Length, None where there was none."""
+    """The head of an answer. `length` is the Content-Length, None where there was none; `coding` see below."""
 
     status: int
     etag: str = ""
     content_range: str = ""
     length: int | None = None
+    coding: str = ""
+
+
+def coding(headers: Mapping[str, str]) -> str:
+    """What the body is said to be other than the plain bytes of the range, from headers with names in lower case: a
+    Content-Encoding, which may be the object's own, and a Transfer-Encoding besides chunked, which is not asked for."""
+    transfer = headers.get("transfer-encoding", "").lower()
+    found = [headers.get("content-encoding", "").lower(), "" if transfer == "chunked" else transfer]
+    return ", ".join(word for word in found if word not in ("", "identity"))
 
 
 def check_range(answer: RangeAnswer, version: ObjectVersion, start: int, stop: int) -> None:
     """Status, range, length and ETag must all agree, or this raises. If-Match is not honoured everywhere, some servers
-    send 200 with a Content-Range, others 200 with the whole object; only the first two are a range."""
-    if opaque(answer.etag) != opaque(version.etag):
-        raise ObjectChanged(f"{version.key}: the object is now {answer.etag}, not {version.etag}")
+    send 200 with a Content-Range, others 200 with the whole object; only the first two are a range.
+
+    `ObjectChanged` only on the word of an answer that is one about an object: a page of somebody on the way, or an
+    answer whose ETag got lost there, says nothing about it. An object that is stored encoded comes as it is stored;
+    where the length is not told, that cannot be known from what a proxy compresses on the way.
+    """
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.content_range)
-    whole = answer.status == 200 and match is None and start == 0 and stop == version.size
+    whole = answer.status == 200 and start == 0 and stop == version.size and answer.length is not None
+    asked = f"asked for bytes {start}-{stop - 1}, got status {answer.status} {answer.content_range[:80]!r}"
+    if not answer.content_range and not whole:
+        raise Transient(asked)
+    if opaque(answer.etag) != opaque(version.etag):
+        if not answer.etag:
+            raise Transient(f"{asked} without an ETag")
+        raise ObjectChanged(f"{version.key}: the object is now {answer.etag}, not {version.etag}")
     right = match is not None and (int(match[1]), int(match[2]) + 1) == (start, stop) and answer.status in (200, 206)
-    if not whole and not right:
-        raise Transient(f"asked for bytes {start}-{stop - 1}, got status {answer.status} {answer.content_range[:80]!r}")
+    if not right and (match is not None or not whole):
+        raise Transient(asked)
     if match is not None and match[3] != "*" and int(match[3]) != version.size:
         raise ObjectChanged(f"{version.key}: the object now has {match[3]} bytes, not {version.size}")
     if answer.length is not None and answer.length != stop - start:
         raise Transient(f"asked for {stop - start} bytes, the server announces {answer.length}")
+    if answer.length is None and answer.coding:
+        raise Transient(f"asked for bytes {start}-{stop - 1} as they are, and they come encoded: {answer.coding[:80]}")
 
 
 def full_checksums(kind: str, sha256: str, crc64nvme: str) -> Checksums:
@@ -72,13 +94,19 @@ def element(body: bytes, name: str) -> str:
 
 
 def failure(status: int, code: str, message: str) -> StoreError:
-    """The failure that an error answer is; `code` is S3's own word for it, which counts for more than the status."""
-    text = f"{code or status}: {message}"
+    """The failure that an error answer is; `code` is S3's own word for it, which counts for more than the status.
+
+    Without that word a 404 is somebody's on the way who does not find S3 now, as a load balancer whose servers restart;
+    and a redirect that botocore could not follow is asked again, since where it leads may change.
+    """
+    text = f"{code or status}: {message or 'no word of S3 with it'}"
     if code == "InvalidObjectState":
         return ArchivedObject(f"{text} (restore the object first)")
     if status in (412, 416) or code in {"PreconditionFailed", "InvalidRange"}:
         return ObjectChanged(text)
     if code in _RENEWABLE or code == "RequestTimeout":
+        return Transient(text)
+    if 300 <= status < 400 or (status == 404 and code in {"", "404"}):
         return Transient(text)
     if status == 404 or code in {"NoSuchKey", "NoSuchBucket", "NoSuchVersion"}:
         return NotFound(text)

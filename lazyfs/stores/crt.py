@@ -35,7 +35,7 @@ from awscrt.io import (
 
 from lazyfs.errors import SetupError, StoreError, Transient
 from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion
-from lazyfs.stores.answers import RangeAnswer, check_range, element, failure
+from lazyfs.stores.answers import RangeAnswer, check_range, coding, element, failure
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.s3 import S3Store, translated
 from lazyfs.stores.signing import Pattern
@@ -244,10 +244,14 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
         headers = {name.lower(): value for name, value in name_value_pairs}
         text = headers.get("content-length", "")
         length = int(text) if text.isascii() and text.isdigit() else None
-        self._head = RangeAnswer(status_code, headers.get("etag", ""), headers.get("content-range", ""), length)
+        etag, found = headers.get("etag", ""), headers.get("content-range", "")
+        self._head = RangeAnswer(status_code, etag, found, length, coding(headers))
         self.keeps = headers.get("connection", "").lower() != "close"
         if status_code not in (200, 206):
             self._error = bytearray()
+            return
+        if length is None and "transfer-encoding" not in headers:
+            self._give_up(_Elsewhere())  # a body that ends with the connection has none for awscrt
             return
         try:
             self._check(self._head)

@@ -14,7 +14,7 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import boto3
@@ -26,7 +26,7 @@ from botocore.config import Config
 
 from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, SetupError, StoreError, Transient
 from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion
-from lazyfs.stores.answers import RangeAnswer, check_range, element, failure, full_checksums, opaque
+from lazyfs.stores.answers import RangeAnswer, check_range, coding, element, failure, full_checksums, opaque
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
 from lazyfs.stores.wire import CONNECT_TIMEOUT, PIECE_SIZE, STALL_TIMEOUT, Call, Wires
@@ -129,35 +129,67 @@ class S3Store:
     async def _ask(self, function: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(translated, function, *args, limiter=self._lists, abandon_on_cancel=True)
 
-    def _pages(self, **arguments: Any) -> Any:
-        return self._client.get_paginator("list_objects_v2").paginate(**self._common, **arguments)
+    def _pages(self, **arguments: Any) -> Iterator[Any]:
+        """All pages of a listing. botocore takes any document, and none, for an empty page, and a page that goes on
+        without saying where for the last one."""
+        for page in self._client.get_paginator("list_objects_v2").paginate(**self._common, **arguments):
+            if "IsTruncated" not in page:
+                raise Transient("asked for a listing, got something else with status 200")
+            if page["IsTruncated"] and not page.get("NextContinuationToken"):
+                raise Transient("the listing goes on and does not say where")
+            yield page
 
     def _list(self, prefix: str) -> Listing:
         listed_at = time.time()
         objects: list[ObjectInfo] = []
         prefixes: list[str] = []
         for page in self._pages(Prefix=prefix, Delimiter="/"):
-            objects.extend(_info(item["Key"], item) for item in page.get("Contents", ()))
-            prefixes.extend(item["Prefix"] for item in page.get("CommonPrefixes", ()))
+            objects.extend(_info(item) for item in page.get("Contents", ()))
+            prefixes.extend(_said(item, "Prefix") for item in page.get("CommonPrefixes", ()))
         return Listing(prefix, tuple(objects), tuple(prefixes), listed_at)
 
     def _total_size(self, prefix: str) -> int:
-        return sum(item["Size"] for page in self._pages(Prefix=prefix) for item in page.get("Contents", ()))
+        return sum(_said(item, "Size") for page in self._pages(Prefix=prefix) for item in page.get("Contents", ()))
 
     def _stat(self, key: str) -> ObjectInfo:
-        answer = self._client.head_object(**self._common, Key=key)
-        return _info(key, {**answer, "Size": answer["ContentLength"]})
+        answer = self._head({"Key": key})
+        return _info({**answer, "Key": key, "Size": answer["ContentLength"]})
 
     def _checksums(self, version: ObjectVersion) -> Checksums:
         check_etag(version)
-        answer = self._client.head_object(
-            **self._common, **_pinned(version), Key=version.key, IfMatch=version.etag, ChecksumMode="ENABLED"
-        )
-        if opaque(answer.get("ETag", "")) != opaque(version.etag) or answer["ContentLength"] != version.size:
-            raise ObjectChanged(f"{version.key}: the object is now {answer.get('ETag')}, not {version.etag}")
+        answer = self._head({"Key": version.key, **_pinned(version)}, IfMatch=version.etag, ChecksumMode="ENABLED")
+        if opaque(answer["ETag"]) != opaque(version.etag) or answer["ContentLength"] != version.size:
+            raise ObjectChanged(f"{version.key}: the object is now {answer['ETag']}, not {version.etag}")
         return full_checksums(
             answer.get("ChecksumType", ""), answer.get("ChecksumSHA256", ""), answer.get("ChecksumCRC64NVME", "")
         )
+
+    def _head(self, which: dict[str, str], **asked: str) -> Any:
+        """The answer to a HEAD, with the ETag and the length that it must have.
+
+        That of one that fails has no body, and so no word for what is wrong: expired credentials, a clock that is off
+        and no right to read are all a 400 or a 403. A GET of one byte is told why.
+        """
+        try:
+            answer = self._client.head_object(**self._common, **which, **asked)
+        except botocore.exceptions.ClientError as error:
+            status = _status(error)
+            if status == 404:
+                raise NotFound(f"404: {which['Key']!r} is not there") from error
+            if status not in (400, 401, 403):
+                raise
+            self._read_one_byte(which)
+            raise Transient(f"a HEAD of {which['Key']!r} was refused with {status}, and a GET was not") from error
+        for name in ("ETag", "ContentLength"):
+            _said(answer, name)
+        return answer
+
+    def _read_one_byte(self, which: dict[str, str]) -> None:
+        try:
+            self._client.get_object(**self._common, **which, Range="bytes=0-0")["Body"].close()
+        except botocore.exceptions.ClientError as error:
+            if _status(error) != 416:  # an empty object, which we may read
+                raise
 
     def _read(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
@@ -181,7 +213,8 @@ class S3Store:
         )
         body = answer["Body"]._raw_stream
         status = answer["ResponseMetadata"]["HTTPStatusCode"]
-        head = RangeAnswer(status, answer.get("ETag", ""), answer.get("ContentRange", ""), answer.get("ContentLength"))
+        said, length = answer["ResponseMetadata"]["HTTPHeaders"], answer.get("ContentLength")
+        head = RangeAnswer(status, answer.get("ETag", ""), answer.get("ContentRange", ""), length, coding(said))
         try:
             check_range(head, version, start, stop)
             _receive(body, into, arrived)
@@ -189,11 +222,12 @@ class S3Store:
             body.close()
             raise
         body.release_conn()
-        self._learn(version.key)
+        self._learn(version.key, plain=length is not None and "transfer-encoding" not in said)
 
-    def _learn(self, key: str) -> None:
-        """Go the quick way from the next read on, if what this thread just did by botocore can be done alike."""
-        pattern = self.signer.learn(key) if self._may_be_quick else None
+    def _learn(self, key: str, *, plain: bool) -> None:
+        """Go the quick way from the next read on, if what this thread just did by botocore can be done alike: not where
+        a body is not `plain`, for who sends one like that may send them all, and each would be asked for twice."""
+        pattern = self.signer.learn(key) if self._may_be_quick and plain else None
         # One at a time: many first reads end at once, and the wires that one of them made are used by then.
         with self._learning:
             old = self._quick
@@ -250,8 +284,6 @@ class S3Store:
                     return False  # it is elsewhere, too
                 raise failure(head.status, code, element(body, "Message"))
             if not head.plain:
-                # Who sends one body like that sends them all, and each would be asked for twice.
-                self._may_be_quick = False
                 return False
             found = head.headers
             check_range(
@@ -296,11 +328,17 @@ def _pinned(version: ObjectVersion) -> dict[str, str]:
     return {"VersionId": version.version_id} if version.version_id else {}
 
 
-def _info(key: str, item: Any) -> ObjectInfo:
-    modified: datetime.datetime = item["LastModified"]
-    return ObjectInfo(
-        key, item.get("ETag", ""), item["Size"], int(modified.timestamp()) * 10**9, item.get("StorageClass", "")
-    )
+def _info(item: Any) -> ObjectInfo:
+    modified: datetime.datetime = _said(item, "LastModified")
+    seconds, storage_class = int(modified.timestamp()), item.get("StorageClass", "")
+    return ObjectInfo(_said(item, "Key"), item.get("ETag", ""), _said(item, "Size"), seconds * 10**9, storage_class)
+
+
+def _said(item: Any, name: str) -> Any:
+    """What an answer must say; `Transient` if it does not, for then it is no answer of S3's."""
+    if name not in item:
+        raise Transient(f"the answer does not say {name}")
+    return item[name]
 
 
 def translated(function: Callable[..., T], *args: Any) -> T:
@@ -330,7 +368,10 @@ def translated(function: Callable[..., T], *args: Any) -> T:
         raise Transient(f"{type(error).__name__}: {error}") from error
 
 
+def _status(error: botocore.exceptions.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
 def _client_failure(error: botocore.exceptions.ClientError) -> StoreError:
     code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    return failure(status, code, str(error.response.get("Error", {}).get("Message", "") or error))
+    return failure(_status(error), code, str(error.response.get("Error", {}).get("Message", "") or error))

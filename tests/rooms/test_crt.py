@@ -96,6 +96,13 @@ async def refused(server: FastS3Server, store: CrtStore, fault: Fault) -> tuple[
         (Fault(content_range="bytes nonsense"), Transient),
         (Fault(content_range=f"bytes {START}-{STOP - 1}/{len(DATA) + 1}"), ObjectChanged),
         (Fault(etag='"another"'), ObjectChanged),
+        (Fault(without=("ETag",)), Transient),
+        (Fault(page=b"<html>log in</html>"), Transient),
+        (Fault(page=b"default backend - 404", status=404), Transient),
+        (Fault(gzip=True), Transient),
+        (Fault(gzip=True, framing="chunks"), Transient),
+        (Fault(gzip=True, framing="close"), Transient),
+        (Fault(status=307, code="TemporaryRedirect", headers={"x-amz-bucket-region": "us-west-1"}), Transient),
         (Fault(headers={"Content-Length": "5"}), Transient),
         (Fault(status=400, code="InvalidRequest"), StoreError),
         (Fault(status=403, code="AccessDenied"), AccessDenied),
@@ -145,6 +152,17 @@ async def test_a_read_is_one_request(server: FastS3Server, store: CrtStore) -> N
     assert {one.headers["if-match"] for one in requests} == {version.etag}
     assert all(one.headers["authorization"].startswith("AWS4-HMAC-SHA256 ") for one in requests)
     assert len({one.connection for one in requests}) == 1
+
+
+@pytest.mark.parametrize("framing", ["chunks", "close"])
+async def test_a_body_without_a_length(server: FastS3Server, store: CrtStore, framing: str) -> None:
+    """In chunks it is received; one that ends with the connection awscrt takes for none, and botocore asks for it."""
+    server.fault = lambda request: Fault(framing="chunks" if framing == "chunks" else "close")
+    reading = Reading()
+    await reading.run(store, version_of(server))
+    assert reading.buffer == DATA[START:STOP]
+    by_botocore = ["amz-sdk-request" in request.headers for request in server.take_log()]
+    assert sorted(by_botocore) == ([False] if framing == "chunks" else [False, True])
 
 
 async def test_a_redirect_is_botocores(server: FastS3Server, store: CrtStore) -> None:

@@ -144,8 +144,7 @@ async def test_first_reads_at_once_share_their_wires() -> None:
         await reading(store)
         assert len(quick[1]._idle) == 1
         # What was learned is of no use any more: all are closed, and one that is under way when it comes back.
-        store._may_be_quick = False
-        store._learn("k")
+        store._learn("k", plain=False)
         assert store._quick is None
         assert quick[1]._idle == []
         store.close()

@@ -96,6 +96,18 @@ async def refused(server: FastS3Server, store: S3Store, fault: Fault) -> tuple[S
         (Fault(content_range="bytes nonsense"), Transient),
         (Fault(content_range=f"bytes {START}-{STOP - 1}/{len(DATA) + 1}"), ObjectChanged),
         (Fault(etag='"another"'), ObjectChanged),
+        (Fault(without=("ETag",)), Transient),
+        (Fault(page=b""), Transient),
+        (Fault(page=b"<html>log in</html>"), Transient),
+        (Fault(page=b"default backend - 404", status=404), Transient),
+        (Fault(page=b"<html/>", status=403), AccessDenied),
+        (Fault(gzip=True), Transient),
+        (Fault(gzip=True, framing="chunks"), Transient),
+        (Fault(gzip=True, framing="close"), Transient),
+        (Fault(headers={"Content-Encoding": "gzip"}, framing="close"), Transient),
+        (Fault(headers={"Transfer-Encoding": "gzip, chunked"}, without=("Content-Length",)), Transient),
+        (Fault(status=301, code="PermanentRedirect", headers={"Location": "http://elsewhere/"}), Transient),
+        (Fault(status=307, code="TemporaryRedirect", headers={"x-amz-bucket-region": "us-west-1"}), Transient),
         (Fault(headers={"Content-Length": "5"}), Transient),
         (Fault(status=400, code="InvalidRequest"), StoreError),
         (Fault(status=401, code="Unauthorized"), AccessDenied),
@@ -156,6 +168,41 @@ async def test_a_whole_object_may_come_with_200(server: FastS3Server, store: S3S
     reading = Reading(0, len(DATA))
     await reading.run(store, version_at(server))
     assert reading.buffer == DATA
+
+
+async def test_an_object_that_is_stored_compressed(server: FastS3Server, store: S3Store) -> None:
+    """Comes as it is stored, whatever it says of itself."""
+    server.fault = lambda request: Fault(headers={"Content-Encoding": "gzip"})
+    reading = Reading()
+    await reading.run(store, version_at(server))
+    assert reading.buffer == DATA[START:STOP]
+
+
+@pytest.mark.parametrize("framing", ["chunks", "close"])
+async def test_a_whole_object_without_a_length(server: FastS3Server, store: S3Store, framing: str) -> None:
+    """Is not the object as far as one can know: some servers send it decompressed like that."""
+    server.fault = lambda request: Fault(whole=True, framing="chunks" if framing == "chunks" else "close")
+    reading = Reading(0, len(DATA))
+    with pytest.raises(Transient):
+        await reading.run(store, version_at(server))
+    assert reading.counts == [0]
+
+
+@pytest.mark.parametrize("store", ["wire"], indirect=True)
+@pytest.mark.parametrize("framing", ["chunks", "close"])
+async def test_bodies_without_a_length_are_asked_for_twice_once(
+    server: FastS3Server, store: S3Store, framing: str
+) -> None:
+    """Then botocore sends all GETs, and wires do again from the first answer on that has a length."""
+    fault = Fault(framing="chunks" if framing == "chunks" else "close")
+    for wrong, asked in ((fault, ["wire", "botocore"]), (fault, ["botocore"]), (None, ["botocore"]), (None, ["wire"])):
+        server.fault = lambda request, wrong=wrong: wrong
+        reading = Reading()
+        await reading.run(store, version_at(server))
+        assert reading.buffer == DATA[START:STOP]
+        log = server.take_log()
+        by = ["botocore" if "amz-sdk-request" in request.headers else "wire" for request in log]
+        assert sorted(by, reverse=True) == asked
 
 
 async def test_a_weak_or_bare_etag_is_the_same(server: FastS3Server, store: S3Store) -> None:

@@ -65,6 +65,11 @@ def failure(status: int, code: str, resource: str = "") -> Answer:
     )
 
 
+def page(data: bytes, status: int) -> Answer:
+    """What somebody else says who is on the way to S3."""
+    return Answer(status, {"Content-Type": "text/html"}, data, 0, len(data))
+
+
 def parse_range(header: str, size: int) -> tuple[int, int] | None:
     """The half-open range that a Range header asks of `size` bytes; None if the header is to be ignored.
 

@@ -127,8 +127,8 @@ class FastS3Server(Serving):
         return send_answer(wire, request.method, answer, fault, lambda: self.connection_rate)
 
     def _answer(self, request: Request, body: bytes, fault: Fault) -> Answer:
-        if fault.status is not None:
-            return answers.failure(fault.status, fault.code, request.key)
+        if (instead := self._instead(request, fault)) is not None:
+            return instead
         if self.require_signature and (refusal := answers.check_signature(request, self.require_signature)):
             return refusal
         if fault.whole:

@@ -22,6 +22,7 @@ class Fault:
     Each field is one deviation, None and False are none, and they combine:
 
     status: answer with this status and an S3 error of `code`, instead of the object.
+    page: answer with these bytes, which are not S3's, as something on the way may do; 200 unless there is a `status`.
     headers: added, or put in place of the right ones (Location, Content-Encoding, Content-Length, ...).
     without: names of headers that are left out, as they are spelled in answers (ETag, Content-Range, ...).
     etag: the ETag to claim, with its quotes.
@@ -40,6 +41,7 @@ class Fault:
 
     status: int | None = None
     code: str = "InternalError"
+    page: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     without: tuple[str, ...] = ()
     etag: str | None = None

@@ -8,7 +8,8 @@
 
 Its job: to make a server that is right do what it does on a bad day. Requests go on as they came, so that their
 signatures stay right, over one connection to the server for each connection of a client; answers come back as they
-come, changed as a `faults.Fault` says. A request that a fault answers by itself (`status`, `hang_up`) goes no further.
+come, changed as a `faults.Fault` says. A request that a fault answers by itself (`status`, `page`, `hang_up`) goes no
+further.
 
 Must not know what is stored; speaks plain HTTP to the server, and to clients TLS if it is given a context.
 """
@@ -20,7 +21,6 @@ import ssl
 import threading
 from collections.abc import Iterator, Mapping
 
-from tests.servers import answers
 from tests.servers.answers import Answer
 from tests.servers.clients import S3Endpoint
 from tests.servers.faults import Fault
@@ -86,12 +86,11 @@ class FaultProxy(Serving):
     def _reply(
         self, wire: Wire, head: Head, request: Request, body: bytes, fault: Fault, answering: Answering
     ) -> bool:
-        if fault.status is not None:
-            answering(fault.status)
-            refusal = answers.failure(fault.status, fault.code, request.key)
-            return send_answer(wire, request.method, refusal, fault, lambda: None)
+        if (instead := self._instead(request, fault)) is not None:
+            answering(instead.status)
+            return send_answer(wire, request.method, instead, fault, lambda: None)
         keep = False
-        response = self._ask(head, self._headers_anew(head) if fault.whole else head.headers, body)
+        response = self._ask(head, self._headers_anew(head) if fault.whole and request.range else head.headers, body)
         try:
             answer = _relayed(request.method, response)
             answering(answer.status)

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Self
 
+from tests.servers import answers
+from tests.servers.answers import Answer
 from tests.servers.clients import S3Endpoint
 from tests.servers.faults import Fault, FaultHook, Gate
 from tests.servers.records import Counters, Journal, Request
@@ -185,6 +187,13 @@ class Serving(S3Endpoint):
             ended = time.monotonic()
             done = dataclasses.replace(request, status=status, bytes_sent=wire.body_sent, ended=ended)
             self._journal.ended(done, answered=answering)
+
+    @staticmethod
+    def _instead(request: Request, fault: Fault) -> Answer | None:
+        """What a fault answers by itself."""
+        if fault.page is not None:
+            return answers.page(fault.page, fault.status or 200)
+        return None if fault.status is None else answers.failure(fault.status, fault.code, request.key)
 
     def _arrival(self, number: int, head: Head) -> Request:
         started = time.monotonic()

@@ -127,6 +127,10 @@ FAULTS: dict[str, tuple[Fault, Expected]] = {
         Fault(status=503, code="SlowDown", headers={"Retry-After": "1"}),
         (503, {"Retry-After": "1"}, lambda body: b"<Code>SlowDown<" in body),
     ),
+    "somebody else's page": (
+        Fault(page=b"<html>log in</html>"),
+        (200, {"ETag": None, "Content-Range": None}, lambda body: body == b"<html>log in</html>"),
+    ),
     "wrong bytes": (
         Fault(wrong_bytes=True),
         (206, {"Content-Length": "1000"}, lambda body: body == bytes([WANTED[0] ^ 0xFF]) + WANTED[1:]),
