@@ -95,6 +95,7 @@ class S3Store:
             raise SetupError(f"{error}; see `aws configure list-profiles`") from error
         except (botocore.exceptions.BotoCoreError, ValueError, OSError) as error:
             raise SetupError(f"cannot set up S3: {error}") from error
+        self._client.meta.events.register("before-call.s3.HeadBucket", _as_it_is)
         self.signer = Signer(self._client, None if no_sign_request else session.get_credentials())
 
     def close(self) -> None:
@@ -322,6 +323,12 @@ def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:
             offset += count
             received += count
             arrived(received)
+
+
+def _as_it_is(params: dict[str, Any], **_: Any) -> None:
+    """Let the HEAD of a bucket, by which botocore finds out where a request was redirected to, not be redirected
+    itself: botocore would send another one to find out where to, 80 of them until Python ends the recursion."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _pinned(version: ObjectVersion) -> dict[str, str]:

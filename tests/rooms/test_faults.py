@@ -13,7 +13,7 @@ from lazyfs.stores.fetch import PatientStore
 from lazyfs.stores.s3 import S3Store
 from tests.servers.clients import S3Endpoint
 from tests.servers.fast import FastS3Server
-from tests.servers.faults import Fault, first
+from tests.servers.faults import Fault, first, moved
 from tests.servers.proxy import FaultProxy
 from tests.servers.records import Request
 from tests.servers.troubles import PASSING, Trouble
@@ -174,6 +174,19 @@ async def test_a_head_of_an_empty_object_that_is_refused(proxy: FaultProxy, s3: 
     store = patient(s3)
     assert (await store.stat("dir/below/k")).size == 0
     assert store.statistics().retries == 1
+
+
+@pytest.mark.parametrize("ask", ASKS)
+@pytest.mark.parametrize("status", [301, 307])
+async def test_a_redirect_to_nowhere(proxy: FaultProxy, s3: S3Store, ask: str, status: int) -> None:
+    """Of every request, and without a word on where the bucket is: botocore looks for that once."""
+    proxy.fault = lambda request: moved(request, "http://127.0.0.1:9", status)
+    _, call, named = ASKS[ask]
+    with pytest.raises(Unreachable, match=named + rf"1 attempts failed, the last with ({status}|\w+Redirect): "):
+        await call(patient(s3, 0))
+    assert [one.kind for one in proxy.take_log()] == [ASKS[ask][0], "OTHER"]
+    proxy.fault = None
+    assert await call(patient(s3, 0)) == RIGHT[ask]
 
 
 PAGE = (

@@ -1,0 +1,14 @@
+"""What holds for all tests: those that take minutes run only when they are asked for."""
+
+import os
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `slow` are skipped, by name and with the reason, unless this is `scripts/test --full`."""
+    if os.environ.get("LAZYFS_TEST_FULL") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: scripts/test --full"))
