@@ -185,7 +185,6 @@ class Flights:
                 self._token.run_sync_soon(self._land, flight)
 
         start = (flight.first + begin) * CHUNK_SIZE
-        self.misses += len(views)
         await self._store.read(flight.version, start, views, arrived, flight.claim)
         self._land(flight)
 
@@ -199,6 +198,7 @@ class Flights:
             chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
             flight.landed += 1
             if fresh:
+                self.misses += 1
                 self._writer.put(Verified(flight.version, number, chunk.view, flight.sums[place]), chunk)
             self._wake(flight, number, chunk)
 

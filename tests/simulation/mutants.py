@@ -1,0 +1,65 @@
+"""Defects to put into lazyfs, each of which some seed must find. Text only: imported before lazyfs is.
+
+Whoever changes one of these lines finds here what the line is for. A mutant whose line is gone says so.
+"""
+
+from tests.simulation.edits import Edit
+
+CHUNKS = "lazyfs.cache.chunks"
+FLIGHTS = "lazyfs.cache.flights"
+MEMORY = "lazyfs.cache.memory"
+WRITER = "lazyfs.cache.writer"
+FILES = "lazyfs.filesystem.files"
+FETCH = "lazyfs.stores.fetch"
+GATE = "lazyfs.stores.gate"
+
+MUTANTS = {
+    # Who waits.
+    "a reader keeps its pin": Edit(
+        CHUNKS,
+        "                self._memory.unpin(waiting.chunk)\n                if self._short",
+        "                if self._short",
+    ),
+    "a cancelled reader keeps its pin": Edit(
+        CHUNKS,
+        "                    self._memory.unpin(waiting.chunk)\n                raise",
+        "                    pass\n                raise",
+    ),
+    "a cancelled reader is still counted": Edit(CHUNKS, "waiting.count -= 1", "pass"),
+    "one pin for all who wait": Edit(FLIGHTS, "range(waiting.count)", "range(1)"),
+    "who waits for a failed flight is not woken": Edit(FLIGHTS, "waiting.event.set()", "chunk and waiting.event.set()"),
+    "who is short of memory is not woken": Edit(CHUNKS, "        event.set()\n", ""),
+    "the end of a flight makes no room": Edit(
+        FLIGHTS, "number, None)\n        self._made_room()", "number, None)\n"
+    ),
+    "what nobody wants any more fails a reader": Edit(CHUNKS, " and not isinstance(flight.error, Dropped)", ""),
+    # What lands where.
+    "a chunk on its way is sent for again": Edit(CHUNKS, "elif self._memory.get(key)", "if self._memory.get(key)"),
+    "neighbours land in each other's place": Edit(FLIGHTS, "flight.slots[place], len", "flight.slots[-1 - place], len"),
+    "a late word lands in somebody's slot": Edit(FLIGHTS, "flight.over = True", "pass"),
+    "a failed flight keeps its slots": Edit(FLIGHTS, "self._memory.give_back(flight.slots[place])", "pass"),
+    "a slot more than there is": Edit(MEMORY, "self._lent -= 1\n        self._free", "self._free"),
+    "a pinned chunk is evicted": Edit(MEMORY, "            if chunk.pins == 0:\n", "            if True:\n"),
+    # Disk.
+    "bytes on disk are taken as they are": Edit(FLIGHTS, "if not good:", "if False:"),
+    "damaged chunks stay on disk": Edit(FLIGHTS, "step(self._disk.discard", "step(lambda *args: None"),
+    "a chunk from disk is written again": Edit(FLIGHTS, "self._land(flight, fresh=False)", "self._land(flight)"),
+    "a failed write keeps its pins": Edit(WRITER, "for _, chunk in batch:", "for _, chunk in batch[:kept]:"),
+    "a write that was given up keeps its pin": Edit(
+        WRITER, "self._memory.unpin(chunk)\n        self.unkept", "self.unkept"
+    ),
+    # Patience.
+    "a failed read keeps its place": Edit(
+        FETCH, "self._gate.leave(claim)", "progress.done < progress.size or self._gate.leave(claim)"
+    ),
+    "a place that is free is not passed on": Edit(
+        GATE, "del self._lanes[claim.lane]\n        self._wake()", "del self._lanes[claim.lane]\n"
+    ),
+    "who is cancelled in the queue stays there": Edit(GATE, "self._waiting.remove(waiter)\n            raise", "raise"),
+    "a broken body is resumed a byte late": Edit(FETCH, "start + base, tail", "start + base + (base > 0), tail"),
+    "a resumed read counts from nothing": Edit(FETCH, "trial.done = base + count", "trial.done = count"),
+    "a broken body is the end": Edit(FETCH, "if now - failing_since + wait > budget:", "if True:"),
+    # Read-ahead.
+    "a file that is closed keeps its share": Edit(FILES, "            found.close()\n", ""),
+}
+"""By what is wrong then."""
