@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.mounts.contents import MIB, pages
+from tests.mounts.contents import MIB, pages, versions_in
 from tests.mounts.mounting import Mount, Mounter, outlive_moment
 from tests.mounts.reader import ADVICE, Reader
 from tests.servers.fast import FastS3Server
@@ -170,11 +170,20 @@ def machine_in(world: World) -> type[RuleBasedStateMachine]:
                 self.may_fail(handle, error.errno)
                 return
             found = b"".join(found) if how == "readv" else found
-            if found != expected and handle.mount == world.generation and self.current[handle.key] != handle.version:
-                assert len(found) < len(expected), "bytes of the wrong version"
-                assert found == expected[: len(found)], "short, as POSIX allows after some bytes, and then an error"
-            else:
-                assert found == expected
+            # Short, as POSIX allows after some bytes, before an error: of what was replaced, or of a dead mount.
+            may_end = handle.mount != world.generation or self.current[handle.key] != handle.version
+            if found != expected[: len(found)] or (len(found) < len(expected) and not may_end):
+                raise AssertionError(self.what_is_wrong(handle, how, offset, found, expected))
+
+        def what_is_wrong(self, handle: Handle, how: str, offset: int, found: bytes, expected: bytes) -> str:
+            first = next((n for n, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(found))
+            begin = -(-(offset + first) // 16) * 16 - offset
+            return (
+                f"{how} at {offset} of version {handle.version} ({len(self.data[handle.version])} bytes, "
+                f"{'this' if handle.mount == world.generation else 'an earlier'} mount, now version "
+                f"{self.current[handle.key]}): {len(found)} bytes, not {len(expected)}, wrong from {first} on, there "
+                f"are versions {versions_in(found[begin:], offset + begin)}"
+            )
 
         def may_fail(self, handle: Handle, number: int | None) -> None:
             if handle.mount != world.generation:

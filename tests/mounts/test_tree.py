@@ -166,7 +166,7 @@ def test_extended_attributes(forest: Forest, reader: Reader) -> None:
     assert os.getxattr(path, "user.lazyfs.etag") == etag.etag.encode()
     assert os.getxattr(path, "user.lazyfs.key") == b"weights.bin"
     assert os.getxattr(path, "user.lazyfs.cached_bytes") == b"0"
-    assert os.getxattr(path, "user.lazyfs.verified") == b"none"
+    assert os.getxattr(path, "user.lazyfs.verified") == b"no"
     reader.call("digest", path)
     size = str(FILES["weights.bin"]).encode()
     wait_until(lambda: os.getxattr(path, "user.lazyfs.cached_bytes") == size, "all of it on disk")
