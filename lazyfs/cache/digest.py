@@ -5,7 +5,7 @@ Blocks, and is run in a thread of its own. Must not know what they are compared 
 
 import hashlib
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.records import Kept
@@ -28,14 +28,16 @@ class Damaged(Exception):
         self.kept = kept
 
 
-def from_sums(disk: Disk, version: ObjectVersion) -> Checksums | None:
-    """The CRC64-NVME that the chunks' own checksums come to, no byte of the object read; None if it is not all here."""
+def from_sums(disk: Disk, version: ObjectVersion, passed: Mapping[int, bytes]) -> Checksums | None:
+    """The CRC64-NVME that the chunks' own checksums come to, no byte of the object read; those of chunks that are not
+    on disk are in `passed`. None if that is not all."""
     total = 0
     for number in range(version.chunk_count):
         kept = disk.kept(version.object_id, number)
-        if kept is None:
+        sums = passed.get(number) if kept is None else kept.sums
+        if sums is None:
             return None
-        total = joined(total, version.chunk_length(number), kept.sums)
+        total = joined(total, version.chunk_length(number), sums)
     return Checksums(crc64nvme=total)
 
 

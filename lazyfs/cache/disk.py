@@ -104,12 +104,16 @@ class Disk:
             self._failed(error)
             return 0
 
-    def cached_bytes(self, version: ObjectVersion) -> int:
-        """Bytes of the version that are on disk, to a chunk."""
+    def cached_chunks(self, version: ObjectVersion) -> int:
+        """Chunks of the version that are on disk; 0 also when the index fails."""
         try:
-            return min(version.size, self._index.present_chunks(version.object_id) * CHUNK_SIZE)
+            return self._index.present_chunks(version.object_id)
         except CacheUnavailable:
             return 0
+
+    def cached_bytes(self, version: ObjectVersion) -> int:
+        """Bytes of the version that are on disk, to a chunk."""
+        return min(version.size, self.cached_chunks(version) * CHUNK_SIZE)
 
     def listing(self, key: bytes) -> bytes | None:
         """A listing kept under `key`; None also when the index fails."""

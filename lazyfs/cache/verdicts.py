@@ -6,7 +6,7 @@ Must not know how a digest is had.
 import json
 from dataclasses import asdict, dataclass
 
-from lazyfs.objects import Checksums
+from lazyfs.objects import Checksums, ObjectVersion
 
 NONE = "none"
 """What `held` says when the source has no digest to compare with."""
@@ -55,3 +55,20 @@ def unpack(packed: bytes | None) -> Verdict | None:
     if not all(isinstance(text, str) for text in texts.values()) or not isinstance(generation, int):
         return None
     return Verdict(generation=generation, **texts)
+
+
+def difference(version: ObjectVersion, expected: Expected, found: Checksums) -> str:
+    """In words what is wrong; empty if all digests that both have agree."""
+    known = expected.checksums
+    for name, wanted, got in (
+        ("SHA-256", known.sha256, found.sha256),
+        ("CRC64NVME", _hex(known.crc64nvme), _hex(found.crc64nvme)),
+    ):
+        if wanted and got and wanted != got:
+            who = "S3" if expected.witness == "s3" else expected.witness
+            return f"the {name} of {version.key!r} is {got}, and {who} says {wanted}"
+    return ""
+
+
+def _hex(checksum: int | None) -> str:
+    return "" if checksum is None else f"{checksum:016x}"

@@ -25,7 +25,8 @@ import trio
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.digest import Damaged, from_bytes, from_sums
 from lazyfs.cache.disk import Disk
-from lazyfs.cache.verdicts import NONE, Expected, Verdict, pack, unpack
+from lazyfs.cache.passing import Passing
+from lazyfs.cache.verdicts import NONE, Expected, Verdict, difference, pack, unpack
 from lazyfs.errors import Corrupt, LazyfsError
 from lazyfs.objects import CHUNK_SIZE, Checksums, ObjectVersion
 
@@ -112,7 +113,12 @@ class Verifier:
         self._one = trio.CapacityLimiter(1)
         self._quiet_until = -math.inf
         self._counts = dict.fromkeys(("verified", "without", "wrong", "mended", "refused"), 0)
+        self._passing = Passing(disk)
+        # Witnesses of versions that agreed, but of which some is not on disk, and so no verdict is kept.
+        self._agreed: OrderedDict[bytes, str] = OrderedDict()
         chunks.writer.on_kept = self.kept
+        if automatic:
+            chunks.writer.on_fresh = self._passing.note
 
     def statistics(self) -> VerifierStatistics:
         """A frozen copy of the counters."""
@@ -126,8 +132,8 @@ class Verifier:
         return None
 
     def kept(self, version: ObjectVersion) -> None:
-        """Some of the version came to be on disk: if that is all of it, look at it."""
-        if self._automatic and self._disk.generation(version) is not None and self._open(version):
+        """Some of the version came to be on disk, or was given up by it: if all of it is here or was, look at it."""
+        if self._automatic and self._open(version) and self._passing.complete(version):
             self._begin(version, whole=False)
 
     def opened(self, version: ObjectVersion) -> None:
@@ -144,8 +150,10 @@ class Verifier:
 
     def _open(self, version: ObjectVersion) -> bool:
         """Whether nothing was found of the version by the one who is its witness now."""
-        found = self.verdict(version)
-        return found is None or found.witness != self._witnesses.witness(version)
+        found, witness = self.verdict(version), self._witnesses.witness(version)
+        if found is not None:
+            return found.witness != witness
+        return self._disk.generation(version) is not None or self._agreed.get(version.object_id) != witness
 
     def demand(self, version: ObjectVersion) -> dict[str, Any]:
         """Look at all bytes of the version, fetching what is missing; how far that is, now and when it has ended."""
@@ -198,7 +206,7 @@ class Verifier:
             self._spoiled(version)
             if not again:
                 log.error("WRONG BYTES: %s. They are dropped and fetched again; who has the file open gets EIO", wrong)
-                await self._chunks.forget(version)
+                await self._forget(version)
                 job.whole = True
                 found, generation = await self._digests(version, expected, job)
                 wrong = difference(version, expected, found)
@@ -209,21 +217,31 @@ class Verifier:
             await self._held(version, expected, found, generation, job)
         except Corrupt:
             raise
+        except _Incomplete as error:
+            await self._refuse(version, expected, f"{wrong}, and it cannot be fetched again: {error}", None)
         except BaseException:
             # It cannot be had again now. What is fetched later is judged when all of it is here, and not a third time.
             self._chunks.barred.admit(version)
             raise
 
     async def _held(
-        self, version: ObjectVersion, expected: Expected, found: Checksums, generation: int, job: Job
+        self, version: ObjectVersion, expected: Expected, found: Checksums, generation: int | None, job: Job
     ) -> None:
         self._suspects.discard(version.object_id)
         self._chunks.barred.admit(version)
         job.outcome = expected.checksums.strongest or NONE
+        if generation is None and job.outcome != NONE:
+            job.outcome = "crc64nvme"
         if expected.checksums.strongest:
             self._counts["verified"] += 1
         elif not expected.quiet:
             self._without(version)
+        self._passing.forget(version)
+        if generation is None:
+            self._agreed[version.object_id] = expected.witness
+            if len(self._agreed) > RESULTS:
+                self._agreed.popitem(last=False)
+            return
         sha256 = found.sha256 or expected.checksums.sha256
         await self._keep(version, Verdict(job.outcome, generation, expected.witness, sha256))
 
@@ -238,7 +256,7 @@ class Verifier:
                 self._counts["without"],
             )
 
-    async def _refuse(self, version: ObjectVersion, expected: Expected, wrong: str, generation: int) -> None:
+    async def _refuse(self, version: ObjectVersion, expected: Expected, wrong: str, generation: int | None) -> None:
         error = Corrupt(wrong)
         self._counts["refused"] += 1
         self._chunks.barred.refuse(version, error)
@@ -246,16 +264,24 @@ class Verifier:
             "WRONG BYTES: %s. Reads of it fail with EIO until the object, or the digest stored beside it, is replaced",
             wrong,
         )
-        await self._keep(version, Verdict("", generation, expected.witness, wrong=wrong))
-        await self._chunks.forget(version)
+        await self._keep(version, Verdict("", generation or 0, expected.witness, wrong=wrong))
+        await self._forget(version)
         raise error
+
+    async def _forget(self, version: ObjectVersion) -> None:
+        self._passing.forget(version)
+        self._agreed.pop(version.object_id, None)
+        await self._chunks.forget(version)
 
     async def _keep(self, version: ObjectVersion, verdict: Verdict) -> None:
         await self._chunks.writer.step(self._disk.put_verdict, version.object_id, pack(verdict))
 
-    async def _digests(self, version: ObjectVersion, expected: Expected, job: Job) -> tuple[Checksums, int]:
-        """The digests that are needed of what is on disk, and the generation that they are of. `_Incomplete` if not all
-        is there; a job that wants it all fetches what is missing."""
+    async def _digests(
+        self, version: ObjectVersion, expected: Expected, job: Job
+    ) -> tuple[Checksums, int | None]:
+        """The digests that are needed, and the generation of the object file that they are of: None if some of it
+        passed and is not on disk, which only a CRC64NVME can be had of. `_Incomplete` if not all of it is here or was;
+        a job that wants it all fetches what is missing."""
         if not version.size:
             return Checksums(hashlib.sha256().hexdigest(), 0), 0
         for _ in range(ROUNDS):
@@ -263,6 +289,9 @@ class Verifier:
                 await self._bring(version, job)
             generation = self._disk.generation(version)
             if generation is None:
+                sufficient = expected.checksums.crc64nvme is not None or not expected.checksums.sha256
+                if sufficient and (found := await self._combined(version)) is not None:
+                    return found, None
                 if job.whole:
                     continue
                 break
@@ -297,7 +326,13 @@ class Verifier:
                 left = True
         if known.crc64nvme is None:
             return Checksums()
-        return await trio.to_thread.run_sync(from_sums, self._disk, version, limiter=self._one, abandon_on_cancel=True)
+        return await self._combined(version)
+
+    async def _combined(self, version: ObjectVersion) -> Checksums | None:
+        passed = dict(self._passing.sums(version))
+        return await trio.to_thread.run_sync(
+            from_sums, self._disk, version, passed, limiter=self._one, abandon_on_cancel=True
+        )
 
     async def _bring(self, version: ObjectVersion, job: Job) -> None:
         job.step, job.done = "fetching", 0
@@ -305,20 +340,3 @@ class Verifier:
             stop = min(start + PIECE, version.size)
             await self._chunks.bring(version, start, stop)
             job.done = stop
-
-
-def difference(version: ObjectVersion, expected: Expected, found: Checksums) -> str:
-    """In words what is wrong; empty if all digests that both have agree."""
-    known = expected.checksums
-    for name, wanted, got in (
-        ("SHA-256", known.sha256, found.sha256),
-        ("CRC64NVME", _hex(known.crc64nvme), _hex(found.crc64nvme)),
-    ):
-        if wanted and got and wanted != got:
-            who = "S3" if expected.witness == "s3" else expected.witness
-            return f"the {name} of {version.key!r} is {got}, and {who} says {wanted}"
-    return ""
-
-
-def _hex(checksum: int | None) -> str:
-    return "" if checksum is None else f"{checksum:016x}"

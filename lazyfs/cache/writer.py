@@ -53,7 +53,9 @@ class Writer:
         self._touched: set[tuple[bytes, int]] = set()
         self._quiet_until = -math.inf
         self.on_kept: Callable[[ObjectVersion], None] | None = None
-        """Called with each version of which chunks came to be on disk."""
+        """Called with each version of which chunks came to be on disk, or were given up."""
+        self.on_fresh: Callable[[Verified], None] | None = None
+        """Called with each chunk that came, whether it will be kept or not."""
         self.kept = 0
         self.unkept = 0
 
@@ -62,6 +64,8 @@ class Writer:
 
     def put(self, verified: Verified, chunk: Chunk) -> None:
         """Write this chunk soon, or not at all if too many wait already."""
+        if self.on_fresh is not None:
+            self.on_fresh(verified)
         if len(self._queue) >= self._limit:
             self.unkept += 1
             return
@@ -100,7 +104,7 @@ class Writer:
             for _, chunk in batch:
                 self._memory.unpin(chunk)
             self._made_room()
-            if kept and self.on_kept is not None:
+            if self.on_kept is not None:
                 for version in {verified.version for verified, _ in batch}:
                     self.on_kept(version)
 

@@ -26,10 +26,11 @@ from botocore.config import Config
 
 from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, SetupError, StoreError, Transient
 from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion
-from lazyfs.stores.answers import RangeAnswer, check_range, coding, element, failure, full_checksums, opaque
+from lazyfs.stores.answers import RangeAnswer, check_range, coding, failure, full_checksums, opaque
 from lazyfs.stores.base import Arrived, Claim
+from lazyfs.stores.quick import read_quickly
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
-from lazyfs.stores.wire import CONNECT_TIMEOUT, PIECE_SIZE, STALL_TIMEOUT, Call, Wires
+from lazyfs.stores.wire import CONNECT_TIMEOUT, PIECE_SIZE, STALL_TIMEOUT, Wires
 
 T = TypeVar("T")
 
@@ -196,7 +197,7 @@ class S3Store:
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
     ) -> None:
         quick = self._quick
-        if quick is None or not self._read_quickly(*quick, version, start, into, arrived, claim):
+        if quick is None or not read_quickly(self.signer, *quick, version, start, into, arrived, claim):
             self.read_by_botocore(version, start, into, arrived)
 
     def read_by_botocore(
@@ -255,54 +256,6 @@ class S3Store:
         # As botocore's: strict, which is Python's default from 3.13, refuses authorities that it takes.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         return context
-
-    def _read_quickly(
-        self,
-        pattern: Pattern,
-        wires: Wires,
-        version: ObjectVersion,
-        start: int,
-        into: Sequence[memoryview],
-        arrived: Arrived,
-        claim: Claim,
-    ) -> bool:
-        """One GET over a wire; False if its answer is for botocore to deal with, and nothing has arrived."""
-        stop = start + sum(len(view) for view in into)
-        request = self.signer.request(pattern, version, start, stop)
-        wire = wires.take()
-        call = Call(wire)
-        claim.sever = call.sever
-        used_up = False
-        try:
-            head = wire.ask(request)
-            if head.status not in (200, 206):
-                if head.status < 400:
-                    return False  # the bucket is elsewhere; botocore finds it
-                body = wire.rest(head)
-                used_up = head.keeps and len(body) == head.length
-                code = element(body, "Code")
-                if code == "AuthorizationHeaderMalformed":
-                    return False  # it is elsewhere, too
-                raise failure(head.status, code, element(body, "Message"))
-            if not head.plain:
-                return False
-            found = head.headers
-            check_range(
-                RangeAnswer(head.status, found.get("etag", ""), found.get("content-range", ""), head.length),
-                version,
-                start,
-                stop,
-            )
-            wire.fill(head, into, arrived)
-            used_up = head.keeps
-        finally:
-            claim.sever = None
-            call.over()
-            if used_up:
-                wires.give_back(wire)
-            else:
-                wire.close()
-        return True
 
 
 def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:

@@ -7,6 +7,7 @@ the name stands for another; after a kill, an error of the mount that is gone. N
 import errno
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from tests.mounts.contents import MIB, pages, versions_in
-from tests.mounts.mounting import Mount, Mounter, outlive_moment
+from tests.mounts.mounting import LIFETIME, Mount, Mounter, outlive_moment
 from tests.mounts.reader import ADVICE, Reader
 from tests.servers.fast import FastS3Server
 
@@ -70,13 +71,21 @@ class World:
         self.generation = 0
         self.example = 0
         self.version = 0
+        self.started = 0.0
         self.mount = self.start()
 
     def start(self) -> Mount:
         """Mount; a cache smaller than the objects, and a listing that is never trusted."""
         self.generation += 1
+        self.started = time.monotonic()
         options = ("--metadata-ttl=0s", "--negative-metadata-ttl=0s", "--max-cache-size=12MiB", "--memory-budget=32MiB")
         return self.mounter.mount(self.server, "s3://models", *options, expect=EXPECT)
+
+    def renew(self) -> None:
+        """Another mount, if this one is old: its daemon ends by its own alarm, which on a slow machine is soon."""
+        if time.monotonic() - self.started > LIFETIME / 3:
+            assert self.mount.signal(15) == 0
+            self.mount = self.start()
 
     def close(self) -> None:
         """End everything; AssertionError for what the logs should not hold."""
@@ -97,6 +106,7 @@ def machine_in(world: World) -> type[RuleBasedStateMachine]:
         def begin(self) -> object:
             """Objects of all sizes, each with a handle."""
             world.example += 1
+            world.renew()
             self.quiet = 0
             self.directory = f"e{world.example}"
             self.current: dict[str, int | None] = {}

@@ -1,0 +1,62 @@
+"""One ranged GET written by us and sent over a wire of ours: `signing` and `wire` put together.
+
+Its job: tell an answer that is the range from one that is a failure and from one that is for botocore to deal with.
+Must not know botocore. Blocks; in whatever thread the store runs it.
+"""
+
+from collections.abc import Sequence
+
+from lazyfs.objects import ObjectVersion
+from lazyfs.stores.answers import RangeAnswer, check_range, element, failure
+from lazyfs.stores.base import Arrived, Claim
+from lazyfs.stores.signing import Pattern, Signer
+from lazyfs.stores.wire import Call, Wires
+
+
+def read_quickly(
+    signer: Signer,
+    pattern: Pattern,
+    wires: Wires,
+    version: ObjectVersion,
+    start: int,
+    into: Sequence[memoryview],
+    arrived: Arrived,
+    claim: Claim,
+) -> bool:
+    """One GET over a wire; False if its answer is for botocore to deal with, and nothing has arrived."""
+    stop = start + sum(len(view) for view in into)
+    request = signer.request(pattern, version, start, stop)
+    wire = wires.take()
+    call = Call(wire)
+    claim.sever = call.sever
+    used_up = False
+    try:
+        head = wire.ask(request)
+        if head.status not in (200, 206):
+            if head.status < 400:
+                return False  # the bucket is elsewhere; botocore finds it
+            body = wire.rest(head)
+            used_up = head.keeps and len(body) == head.length
+            code = element(body, "Code")
+            if code == "AuthorizationHeaderMalformed":
+                return False  # it is elsewhere, too
+            raise failure(head.status, code, element(body, "Message"))
+        if not head.plain:
+            return False
+        found = head.headers
+        check_range(
+            RangeAnswer(head.status, found.get("etag", ""), found.get("content-range", ""), head.length),
+            version,
+            start,
+            stop,
+        )
+        wire.fill(head, into, arrived)
+        used_up = head.keeps
+    finally:
+        claim.sever = None
+        call.over()
+        if used_up:
+            wires.give_back(wire)
+        else:
+            wire.close()
+    return True
