@@ -48,12 +48,15 @@ class CacheDirectory:
     def __init__(self, path: Path, *, create: bool) -> None:
         """`create`: make it if missing, for the default place; a directory that the user names must exist."""
         self.path = path
-        _check(path, create=create)
-        for name in ("index", "objects", "daemons"):
-            _own_directory(path / name)
         self.daemon = secrets.randbits(63)
-        self._lock = _locked(self._daemon_file(self.daemon))
-        self._room = os.open(path / "room", _FLAGS, 0o600)
+        try:
+            _check(path, create=create)
+            for name in ("index", "objects", "daemons"):
+                _own_directory(path / name)
+            self._room = os.open(path / "room", _FLAGS, 0o600)
+            self._lock = _locked(self._daemon_file(self.daemon))
+        except OSError as error:
+            raise unusable(path, error) from None
 
     @property
     def index(self) -> Path:
@@ -195,6 +198,11 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
+def unusable(path: Path, error: OSError) -> SetupError:
+    """What to tell the user of a failure of the disk."""
+    return SetupError(f"the cache directory {path} cannot be used: {error.strerror}; choose another --cache-dir")
+
+
 def _check(path: Path, *, create: bool) -> None:
     try:
         if create:
@@ -202,10 +210,6 @@ def _check(path: Path, *, create: bool) -> None:
         found = path.lstat()
     except FileNotFoundError:
         raise SetupError(f"the cache directory {path} does not exist; create it with: mkdir -m 700 -p {path}") from None
-    except OSError as error:
-        raise SetupError(
-            f"the cache directory {path} cannot be used: {error.strerror}; choose another --cache-dir"
-        ) from None
     if not stat.S_ISDIR(found.st_mode):
         raise SetupError(f"the cache directory {path} is not a directory; choose another --cache-dir")
     if found.st_uid != os.geteuid():
@@ -227,20 +231,20 @@ def _check(path: Path, *, create: bool) -> None:
 
 def _check_mark(path: Path) -> None:
     mark = path / MARK
+    temporary = path / f"{MARK}.new"  # what a kill may leave of the next lines
     if not mark.exists():
-        if any(name.name != "lost+found" for name in path.iterdir()):
+        if any(found.name not in ("lost+found", temporary.name) for found in path.iterdir()):
             raise SetupError(
                 f"the cache directory {path} holds files that are not lazyfs's; "
                 "choose an empty directory as --cache-dir"
             )
-        temporary = path / f"{MARK}.new"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
             json.dump({"what": "a lazyfs chunk cache; safe to delete while no mount uses it", "layout": 1}, file)
         temporary.rename(mark)
         return
     try:
         layout = json.loads(mark.read_text())["layout"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         layout = None
     if layout != 1:
         raise SetupError(

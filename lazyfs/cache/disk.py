@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lazyfs.cache.directory import CacheDirectory
+from lazyfs.cache.directory import CacheDirectory, unusable
 from lazyfs.cache.ledger import Answer
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.opening import open_index
@@ -79,13 +79,16 @@ class Disk:
         self._scratch = Scratch()
         self.failures = 0
         """How often the index could not be read, or the disk not cleared."""
-        with directory.alone(START_PATIENCE) as alone:
-            torn = directory.lost_power()
-            self._index = open_index(directory, others=not alone or directory.alive() != {directory.daemon})
-            self._files = ObjectFiles(directory.objects)
-            if alone:
-                self._start(torn)
-            directory.mark_open()
+        try:
+            with directory.alone(START_PATIENCE) as alone:
+                torn = directory.lost_power()
+                self._index = open_index(directory, others=not alone or directory.alive() != {directory.daemon})
+                self._files = ObjectFiles(directory.objects)
+                if alone:
+                    self._start(torn)
+                directory.mark_open()
+        except OSError as error:
+            raise unusable(directory.path, error) from error
         directory.clear_aside()
 
     def kept(self, object_id: bytes, number: int) -> Kept | None:

@@ -38,6 +38,7 @@ from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
 
 FORMAT = b"lazyfs-index-1"
+TABLES = ("meta", "objects", "segments", "lru", "claims", "graves", "listings", "verdicts")
 MAP_SIZE = 64 * 1024**3
 """Address space, not disk. 12 KiB a segment: enough for an index of more than 300 TiB of chunks."""
 
@@ -49,32 +50,33 @@ class Index:
         path.mkdir(mode=0o700, exist_ok=True)
         self._path = path
         self._file = path / "data.mdb"
-        self._broken = False
+        self._given_up = False
         # Held by every read, so that none is inside an environment while a write closes it to open it again.
         self._lock = threading.Lock()
-        with _translating():
+        with self._translating():
             self._open()
 
-    def _open(self) -> None:
+    def _open(self, *, to_read: bool = False) -> None:
+        """Open it, or only to be read, which works on a disk that has turned read-only."""
         self._env = lmdb.open(
-            str(self._path), map_size=MAP_SIZE, max_dbs=16, max_readers=512, sync=False, metasync=False, mode=0o600
+            str(self._path),
+            map_size=MAP_SIZE,
+            max_dbs=16,
+            max_readers=512,
+            sync=False,
+            metasync=False,
+            mode=0o600,
+            readonly=to_read,
+            create=False,  # of the directory, which is there
         )
         try:
             self._env.reader_check()
-            self._meta = self._env.open_db(b"meta")
-            self._objects = self._env.open_db(b"objects")
-            self._segments = self._env.open_db(b"segments")
-            self._listings = self._env.open_db(b"listings")
-            self._verdicts = self._env.open_db(b"verdicts")
-            self._tables = Tables(
-                meta=self._meta,
-                objects=self._objects,
-                segments=self._segments,
-                lru=self._env.open_db(b"lru"),
-                claims=self._env.open_db(b"claims"),
-                graves=self._env.open_db(b"graves"),
-            )
-            self._check_format()
+            tables = {name: self._env.open_db(name.encode(), create=not to_read) for name in TABLES}
+            self._meta, self._objects, self._segments = (tables[name] for name in ("meta", "objects", "segments"))
+            self._listings, self._verdicts = tables.pop("listings"), tables.pop("verdicts")
+            self._tables = Tables(**tables)
+            if not to_read:
+                self._check_format()
         except BaseException:
             self._env.close()
             raise
@@ -89,7 +91,7 @@ class Index:
 
     def close(self) -> None:
         """Flush to disk and close; only a clean close is safe against a power failure."""
-        with self._lock, _translating():
+        with self._lock, self._translating():
             try:
                 self._env.sync(True)
             finally:
@@ -100,7 +102,7 @@ class Index:
     def kept(self, object_id: bytes, number: int) -> Kept | None:
         """The chunk's checksums if it is on disk; None if not, or if its record is damaged."""
         key = segment_key(object_id, number // SEGMENT_CHUNKS)
-        with self._lock, _translating(), self._env.begin(db=self._segments, buffers=True) as txn:
+        with self._lock, self._translating(), self._env.begin(db=self._segments, buffers=True) as txn:
             value = txn.get(key)
             if value is None or not sound(key, value):
                 return None
@@ -114,19 +116,19 @@ class Index:
     def present(self, object_id: bytes, segment: int) -> int:
         """The presence bits of a segment, chunk 0 of it lowest; 0 if there is no sound record."""
         key = segment_key(object_id, segment)
-        with self._lock, _translating(), self._env.begin(db=self._segments, buffers=True) as txn:
+        with self._lock, self._translating(), self._env.begin(db=self._segments, buffers=True) as txn:
             value = txn.get(key)
             return HEAD.unpack_from(value)[2] if value is not None and sound(key, value) else 0
 
     def present_chunks(self, object_id: bytes) -> int:
         """How many chunks of the object are on disk."""
-        with self._lock, _translating(), self._env.begin(db=self._objects) as txn:
+        with self._lock, self._translating(), self._env.begin(db=self._objects) as txn:
             value = txn.get(object_id)
             return OBJECT.unpack_from(value)[2] if value is not None else 0
 
     def complete(self, version: ObjectVersion) -> int | None:
         """The generation of the version's object file if all of its chunks are on disk, else None."""
-        with self._lock, _translating(), self._env.begin(db=self._objects) as txn:
+        with self._lock, self._translating(), self._env.begin(db=self._objects) as txn:
             value = txn.get(version.object_id)
         if value is None:
             return None
@@ -135,33 +137,33 @@ class Index:
 
     def used(self) -> int:
         """Bytes of disk spoken for: chunks, claims, graves, and what the index itself takes."""
-        with self._lock, _translating(), self._env.begin(db=self._meta) as txn:
+        with self._lock, self._translating(), self._env.begin(db=self._meta) as txn:
             return number_of(txn.get(USED)) + self._own_size()
 
     def listing(self, key: bytes) -> bytes | None:
         """A listing as it was put, or None."""
-        with self._lock, _translating(), self._env.begin(db=self._listings) as txn:
+        with self._lock, self._translating(), self._env.begin(db=self._listings) as txn:
             return txn.get(key)
 
     def verdict(self, object_id: bytes) -> bytes | None:
         """What was found of the object as a whole, as it was put, or None."""
-        with self._lock, _translating(), self._env.begin(db=self._verdicts) as txn:
+        with self._lock, self._translating(), self._env.begin(db=self._verdicts) as txn:
             return txn.get(object_id)
 
     def graves(self) -> list[Run]:
         """What has to leave the disk. Whoever digs must be the only one who does."""
-        with self._lock, _translating(), self._env.begin() as txn:
+        with self._lock, self._translating(), self._env.begin() as txn:
             return Ledger(txn, self._tables).graves()
 
     def claims(self) -> dict[int, list[Run]]:
         """By daemon, dead or alive, what it is writing."""
-        with self._lock, _translating(), self._env.begin() as txn:
+        with self._lock, self._translating(), self._env.begin() as txn:
             return Ledger(txn, self._tables).claims()
 
     def entries(self) -> dict[tuple[bytes, int], int]:
         """Every (object_id, generation) the index knows, with the disk bytes of its chunks if all of these are of full
         size; not for the hot path."""
-        with self._lock, _translating(), self._env.begin(db=self._objects) as txn:
+        with self._lock, self._translating(), self._env.begin(db=self._objects) as txn:
             heads = [(bytes(key), OBJECT.unpack_from(value)) for key, value in txn.cursor()]
         return {(object_id, generation): present * CHUNK_SIZE for object_id, (generation, _, present) in heads}
 
@@ -170,8 +172,10 @@ class Index:
     def generation(self, version: ObjectVersion) -> int:
         """The generation of the version's object file, a new random one if the index does not know the object yet."""
         fresh = OBJECT.pack(int.from_bytes(os.urandom(4), "little"), version.size, 0)
-        with self._lock, _translating(), self._env.begin(db=self._objects) as reading:
-            value: bytes | memoryview | None = reading.get(version.object_id)
+        with self._translating():
+            self._mend()
+            with self._lock, self._env.begin(db=self._objects) as reading:
+                value: bytes | memoryview | None = reading.get(version.object_id)
         if value is None:
             fresh += version.key.encode("utf-8", "surrogatepass")
             with self._transaction() as txn:
@@ -242,35 +246,51 @@ class Index:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[lmdb.Transaction]:
-        """A write transaction, committed if nothing was raised.
-
-        LMDB refuses an environment for good once the write of a header page has failed (MDB_PANIC), though the file is
-        as it was before; so the next write opens it again, which works when the disk does.
-        """
-        with _translating():
-            if self._broken:
-                with self._lock:
-                    self._env.close()
-                    self._open()
-                self._broken = False
+        """A write transaction, committed if nothing was raised."""
+        with self._translating():
+            self._mend()
             try:
                 with self._env.begin(write=True) as txn:
                     yield txn
             except lmdb.Error:
-                self._broken = True
+                self._rescue()
                 raise
+
+    def _rescue(self) -> None:
+        """After a write that failed: LMDB may have given the environment up for good (MDB_PANIC), reads included,
+        though the file is as it was before. Then it is opened again at once, for readers.
+        """
+        try:
+            with self._env.begin():
+                return
+        except lmdb.Error:
+            self._given_up = True
+        with contextlib.suppress(lmdb.Error, OSError, CacheUnavailable):
+            self._mend()
+
+    def _mend(self) -> None:
+        """Open the index again if LMDB has given it up; only to be read, and raise, if that is all the disk can do."""
+        if not self._given_up:
+            return
+        with self._lock:
+            self._env.close()
+            try:
+                self._open()
+            except (lmdb.Error, OSError):
+                self._open(to_read=True)
+                raise
+        self._given_up = False
+
+    @contextlib.contextmanager
+    def _translating(self) -> Iterator[None]:
+        """The border where LMDB's exceptions end. On a full disk commits and deletes both fail, with an I/O error."""
+        try:
+            yield
+        except (lmdb.Error, OSError, struct.error) as error:
+            raise CacheUnavailable(f"index: {type(error).__name__}: {error}") from error
 
     def _own_size(self) -> int:
         try:
             return self._file.stat().st_blocks * 512
         except OSError:
             return 0
-
-
-@contextlib.contextmanager
-def _translating() -> Iterator[None]:
-    """The border where LMDB's exceptions end. On a full disk commits and deletes both fail, with an I/O error."""
-    try:
-        yield
-    except (lmdb.Error, OSError, struct.error) as error:
-        raise CacheUnavailable(f"index: {type(error).__name__}: {error}") from error

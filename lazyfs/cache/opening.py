@@ -3,14 +3,28 @@
 Its job: decide whether an index may be opened, and what becomes of one that may not. Must not know chunks.
 """
 
+import errno
 import logging
+import os
 
 from lazyfs.cache.audit import cut_short, verify
-from lazyfs.cache.directory import CacheDirectory
+from lazyfs.cache.directory import CacheDirectory, unusable
 from lazyfs.cache.index import Index
 from lazyfs.errors import CacheUnavailable, SetupError
 
 log = logging.getLogger(__name__)
+
+NO_FAULT_OF_THE_INDEX = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
+"""What opening it may fail with though it is sound. A warm cache is not thrown away for that."""
 
 
 def open_index(directory: CacheDirectory, *, others: bool) -> Index:
@@ -21,6 +35,10 @@ def open_index(directory: CacheDirectory, *, others: bool) -> Index:
             _audit(directory)
         return Index(directory.index)
     except CacheUnavailable as error:
+        cause = error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else getattr(cause, "code", None)
+        if number in NO_FAULT_OF_THE_INDEX:
+            raise unusable(directory.path, OSError(number, os.strerror(number))) from error
         if others:
             raise SetupError(
                 f"the cache index in {directory.path} cannot be used ({error}), and other mounts have it open; "

@@ -130,6 +130,14 @@ def open_file(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
+def open_at_random(path: str) -> int:
+    """A descriptor for reads that the kernel does not widen, of which it has kept nothing."""
+    fd = open_file(path)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    return fd
+
+
 def pread(fd: int, size: int, offset: int) -> bytes:
     """One pread; short only where the system call is."""
     return os.pread(fd, size, offset)
@@ -225,6 +233,13 @@ def digest(path: str, piece: int = 1 << 20) -> tuple[int, str]:
             size += len(data)
             found.update(data)
     return size, found.hexdigest()
+
+
+def cold_digest(path: str) -> tuple[int, str]:
+    """`digest`, of what the daemon gives and not of what the kernel has kept."""
+    with open(path, "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return digest(path)
 
 
 def mapped_digest(path: str, advice: str) -> str:

@@ -1,6 +1,8 @@
 """The cache directory: what is refused and why, what is made, and who may read it."""
 
+import fcntl
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,84 @@ def test_a_directory_open_to_others_is_closed(place: Path) -> None:
     place.chmod(0o777)
     CacheDirectory(place, create=False).close()
     assert place.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_kill_while_it_is_marked_is_made_up_for(place: Path) -> None:
+    """The first start ever, killed between writing its mark and giving it its name."""
+    (place / f"{MARK}.new").write_text("{")
+    CacheDirectory(place, create=False).close()
+    assert (place / MARK).exists()
+    assert not (place / f"{MARK}.new").exists()
+
+
+def test_a_daemon_that_starts_is_not_taken_for_a_dead_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is removed between being made and being locked: it makes another, and others see that it lives."""
+    first = CacheDirectory(place, create=False)
+    flock = fcntl.flock
+    removed: list[Path] = []
+
+    def remove_first(descriptor: int, operation: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.parent.name == "daemons" and operation == fcntl.LOCK_EX and not removed:
+            removed.append(path)
+            path.unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    second = CacheDirectory(place, create=False)
+    monkeypatch.undo()
+    assert len(removed) == 1
+    assert first.alive() == second.alive() == {first.daemon, second.daemon}
+    second.close()
+    first.close()
+
+
+def test_one_daemon_at_a_time_clears_the_disk(place: Path) -> None:
+    """Another waits as long as it says, and no longer; when the first is done, or dead, it is free."""
+    first, second = CacheDirectory(place, create=False), CacheDirectory(place, create=False)
+    with first.alone(0) as one, second.alone(0) as two:
+        assert (one, two) == (True, False)
+    with second.alone(0) as two:
+        assert two
+    process = subprocess.Popen(
+        ["flock", "--exclusive", "--no-fork", str(place / "room"), "sh", "-c", "echo held; exec sleep 600"],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    with first.alone(0) as one:
+        assert not one
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with first.alone(5) as one:
+        assert one
+    first.close()
+    second.close()
+
+
+def test_object_files_leave_before_their_index(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in the middle of setting aside leaves no file without an index: what is left is set aside again."""
+    directory = CacheDirectory(place, create=False)
+    (place / "objects" / "aa").mkdir()
+    (place / "index" / "data.mdb").write_bytes(b"noise")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    rename, moved = Path.rename, []
+
+    def rename_one(path: Path, target: Path) -> Path:
+        moved.append(path.name)
+        return rename(path, target) if len(moved) == 1 else die()  # type: ignore[func-returns-value,return-value]
+
+    monkeypatch.setattr(Path, "rename", rename_one)
+    with pytest.raises(KeyboardInterrupt):
+        directory.set_aside()
+    monkeypatch.undo()
+    assert moved == ["objects", "index"]
+    assert not directory.orphaned()
+    directory.close()
 
 
 def test_only_the_default_place_is_made(tmp_path: Path) -> None:
