@@ -240,6 +240,8 @@ def _check_mark(path: Path) -> None:
             )
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
             json.dump({"what": "a lazyfs chunk cache; safe to delete while no mount uses it", "layout": 1}, file)
+            file.flush()
+            os.fsync(file.fileno())  # else a power failure may leave a mark without a word in it
         temporary.rename(mark)
         return
     try:

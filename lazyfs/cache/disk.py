@@ -18,11 +18,12 @@ files: files that it does not know, and files with more in them than it knows. `
 Concurrency: `kept` and `read` from any thread; the rest from one thread at a time (the writer's), except at start.
 """
 
+import contextlib
 import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lazyfs.cache.directory import CacheDirectory, unusable
@@ -46,11 +47,9 @@ so all that a file of 5 GiB can have."""
 CLAIMS = 3
 """How often a write claims space while others forget what it writes into."""
 
-START_PATIENCE = 5.0
-"""Seconds that a start waits for another daemon that is clearing the disk; then it starts, and clears nothing."""
-
-ROOM_PATIENCE = 1.0
-"""Seconds that a write waits for it; then it keeps nothing, and readers go on."""
+PATIENCE = 1.0
+"""Seconds that a start, or a write, waits for another daemon that is clearing the disk. Then a start clears nothing, a
+write keeps nothing, and the next writes do not wait at all until the lock was free once."""
 
 QUIET = 60.0
 """Seconds between two words in the log about a disk that fails."""
@@ -75,12 +74,13 @@ class Disk:
         self._max_size = max_size
         self._min_free = min_free
         self._quiet_until = -math.inf
+        self._patience = PATIENCE
         self.evicted_bytes = 0
         self._scratch = Scratch()
         self.failures = 0
         """How often the index could not be read, or the disk not cleared."""
         try:
-            with directory.alone(START_PATIENCE) as alone:
+            with directory.alone(PATIENCE) as alone:
                 torn = directory.lost_power()
                 self._index = open_index(directory, others=not alone or directory.alive() != {directory.daemon})
                 self._files = ObjectFiles(directory.objects)
@@ -203,10 +203,10 @@ class Disk:
         if answer is Answer.NO_ROOM and len(chunks) > 1:
             half = len(chunks) // 2
             return self._keep(chunks[:half], attempts) + self._keep(chunks[half:], attempts)
-        if answer is Answer.BLOCKED and attempts > 1:
+        if answer is Answer.BLOCKED:
             graves = self._index.graves()
             free = [c for run, members in runs if not any(run.overlaps(grave) for grave in graves) for c in members]
-            return self._keep(free, attempts - 1) if free else 0
+            return self._keep(free, attempts) if 0 < len(free) < len(chunks) else 0
         if not answer:
             return 0
         written: list[Written] = []
@@ -245,17 +245,28 @@ class Disk:
         answer = self._index.claim(self._directory.daemon, runs, size, self._bound())
         if answer in (Answer.GRANTED, Answer.STALE):
             return answer
-        with self._directory.alone(ROOM_PATIENCE) as alone:
+        with self._alone() as alone:
             # Whoever was clearing may have made room for this claim too, so it is asked again before anything goes.
             cleared = alone and self._tidy()
             while True:
                 answer = self._index.claim(self._directory.daemon, runs, size, self._bound())
-                if answer is not Answer.NO_ROOM or not cleared:
+                if answer is not Answer.NO_ROOM:
                     return answer
+                if not cleared:
+                    return Answer.BLOCKED
                 lacking = self._index.used() + size - self._bound()
                 freed = self._index.bury(max(lacking, size))
                 self.evicted_bytes += freed
-                cleared = freed > 0 and self._dig()
+                if not freed:
+                    return answer
+                cleared = self._dig()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """As `CacheDirectory.alone`. Who once waited in vain waits no more."""
+        with self._directory.alone(self._patience) as alone:
+            self._patience = PATIENCE if alone else 0.0
+            yield alone
 
     def _bound(self) -> int:
         """What `used` may reach now: the limit set, and what the filesystem can give beyond what it must keep free."""
@@ -267,7 +278,7 @@ class Disk:
         return (bound if self._max_size is None else min(bound, self._max_size - aside)) - INDEX_SLACK
 
     def _dig_if_alone(self) -> None:
-        with self._directory.alone(ROOM_PATIENCE) as alone:
+        with self._alone() as alone:
             if alone:
                 self._dig()
 

@@ -14,7 +14,7 @@ import mmap
 import os
 import struct
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 KINDS = ("pwrite", "pread", "open", "open to write", "fallocate", "ftruncate", "fsync", "mkdir", "unlink")
@@ -22,6 +22,7 @@ WRITING = ("pwrite", "open to write", "fallocate", "ftruncate", "mkdir", "unlink
 """KINDS as in `failing_calls.c`; each with its variants by vector, directory and 64 bit name."""
 
 EVER = 1 << 62
+HELD = -1
 _FIELDS = struct.Struct("<4q")
 _COUNTS = struct.Struct(f"<{len(KINDS)}q")
 SOURCE = Path(__file__).with_name("failing_calls.c")
@@ -86,6 +87,14 @@ class Failing:
             yield
         finally:
             self.never()
+
+
+    @contextlib.contextmanager
+    def held(self, kind: str) -> Iterator[Callable[[], bool]]:
+        """Every call of the kind waits until the end of the block; gives what says whether one does."""
+        before = self.failed()[kind]
+        with self.always([kind], HELD):
+            yield lambda: self.failed()[kind] > before
 
 
 def describe(kind: str, number: int, nth: int, times: int) -> str:

@@ -1,7 +1,7 @@
 /* Makes system calls on files below one directory fail, chosen by their number; for LD_PRELOAD.
 
    Whoever started the process maps the file named by LAZYFS_FAIL_CONTROL as well, reads how many calls of each kind
-   there were, and says which numbers of which kind fail with what. Calls on other files are neither counted nor failed,
+   there were, and says which numbers of which kind fail with what, or wait. Calls on other files are neither counted nor failed,
    so that Python, FUSE and the network go on. libfiu, the usual tool, fails by chance and knows neither directories nor
    preadv and pwritev. */
 
@@ -79,6 +79,10 @@ static int fails(enum kind kind, int fd, const char *path) {
     int64_t number = __atomic_add_fetch(&control->count[kind], 1, __ATOMIC_SEQ_CST);
     if (!(control->kinds >> kind & 1) || number < control->first || number > control->last) return 0;
     __atomic_add_fetch(&control->failed[kind], 1, __ATOMIC_SEQ_CST);
+    if (control->error < 0) { /* held, until nothing is to fail */
+        while (control->kinds >> kind & 1) usleep(1000);
+        return 0;
+    }
     errno = (int)control->error;
     return 1;
 }

@@ -2,12 +2,18 @@
 the log says so now and then, the counters count, and when the fault has gone chunks are kept again.
 """
 
+import contextlib
 import errno
+import fcntl
 import functools
 import itertools
 import logging
 import os
 import re
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +38,7 @@ CHUNKS = 4
 log = logging.getLogger(__name__)
 RUNNING = tuple(kind for kind in KINDS if kind != "fsync")
 """What a daemon calls between start and end; it syncs at both."""
+WITH_SBIN = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
 LEFT = ["what an earlier daemon left in the cache could not be cleared", "ERROR lazyfs.cache.disk: index"]
 
 
@@ -239,3 +246,141 @@ def test_the_nth_call_of_a_start_fails(s3: FastS3Server, mounter: Mounter, reade
         assert "status 1" in said
         assert re.search("^lazyfs: the cache directory .* cannot be used", said, re.MULTILINE), said
         assert "Traceback" not in said
+
+
+class Image:
+    """A filesystem in a file, mounted below `work`."""
+
+    def __init__(self, work: Path, kind: str) -> None:
+        self.path = work / "filesystem"
+        self.path.mkdir()
+        self._file = work / "image"
+        self.kind = kind
+        if kind != "tmpfs":
+            # What xfs takes at least; nothing of it is allocated before it is used.
+            os.truncate(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), 320 * MIB)
+            subprocess.run([f"mkfs.{kind}", "-q", str(self._file)], check=True, timeout=60, env=WITH_SBIN)
+        self.mount()
+        self.cache = self.path / "cache"
+        self.cache.mkdir(mode=0o700)
+
+    def mount(self) -> None:
+        """Mount it."""
+        if self.kind == "tmpfs":
+            command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(self.path)]
+        else:
+            command = ["mount", "-t", self.kind, "-o", "loop", str(self._file), str(self.path)]
+        subprocess.run(command, check=True, timeout=60)
+
+    def unmount(self) -> None:
+        """Take it away, which the kernel refuses while a daemon is on it."""
+        subprocess.run(["umount", str(self.path)], check=True, timeout=60)
+
+    def fill(self) -> None:
+        """Leave nothing, in a file of somebody else's."""
+        with (self.path / "filler").open("ab", buffering=0) as file:
+            for size in (MIB, 4096):
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(size)):
+                        pass
+
+    def empty(self) -> None:
+        """Give that back."""
+        (self.path / "filler").unlink()
+
+    def die(self) -> None:
+        """From now on every call fails with EIO, and what was not synced is lost: FS_IOC_SHUTDOWN, linux/fs.h, as after
+        the disk has gone."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(descriptor, 0x8004587D, struct.pack("I", 2))
+        finally:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def image(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Image]:
+    """Of the kind that the test asks for. A test asks for it first, so that it goes last."""
+    made = Image(tmp_path, request.param)
+    yield made
+    subprocess.run(["umount", "-l", str(made.path)], check=False, timeout=60, capture_output=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("image", ["tmpfs", "ext4", "xfs"], indirect=True)
+def test_a_filesystem_that_runs_full_and_is_emptied(
+    image: Image, s3: FastS3Server, mounter: Mounter, reader: Reader
+) -> None:
+    """By others, while the cache has no bound of its own and nothing has to be left free. What the filesystem counts as
+    used by the cache's files is what the index says, before and after."""
+    fill_bucket(s3, 400)
+    options = ("--memory-budget=16MiB", "--min-free-space=0", "--metadata-ttl=1h")
+    mount = mounter.mount(s3, "s3://models", *options, cache=image.cache, expect=[*FAILING, *LEFT])
+    disks = Disks(s3, reader, mount)
+    for _ in range(4):
+        disks.read()
+    mount.settle()
+    check_at_rest(image.cache)
+    image.fill()
+    for number in range(8):
+        disks.read()
+        disks.read_again(f"object-{number % 4}")
+    disks.touch()
+    image.empty()
+    for _ in range(4):
+        disks.recovers()
+    assert mount.stats()["failures"] == 0
+    check_at_rest(image.cache)
+    assert mount.unmount() == 0
+    image.unmount()
+    image.mount()
+    if image.cache.exists():
+        again = Disks(s3, reader, mounter.mount(s3, "s3://models", *options, cache=image.cache))
+        s3.take_log()
+        again.read_again(f"object-{disks.next - 1}")
+        assert "GET" not in kinds(s3.take_log())
+        again.mount.settle()
+        assert again.mount.stats()["chunks"]["corrupt"] == 0
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("image", ["ext4", "xfs"], indirect=True)
+@pytest.mark.parametrize("end", ["unmounted", "killed"])
+def test_a_disk_that_dies(image: Image, s3: FastS3Server, mounter: Mounter, reader: Reader, end: str) -> None:
+    """Under load: reads go on, and the mount ends in order. When the disk is back, without what was not synced, a mount
+    starts on it, and every byte is right.
+
+    Not so on xfs: it answers the next touch of a page of LMDB's mapping by SIGBUS, even where the page is in memory, so
+    the daemon may be dead. Then readers get errors, and what is promised is the start that follows.
+    """
+    fill_bucket(s3, 400)
+    options = ("--memory-budget=16MiB", "--min-free-space=0", "--metadata-ttl=1h")
+    expect = [*FAILING, *LEFT, *ANEW]
+    mount = mounter.mount(s3, "s3://models", *options, cache=image.cache, expect=expect)
+    disks = Disks(s3, reader, mount)
+    for _ in range(6):
+        disks.read()
+    reader.begin("digest", str(mount.path / "huge"))
+    image.die()
+    try:
+        assert reader.result() == sum_of(huge())
+        for number in range(6):
+            disks.read_again(f"object-{number}")
+        disks.read()
+        assert mount.stats()["failures"] == 0
+    except OSError:
+        assert image.kind == "xfs"
+        assert mount.process.wait(20) == -signal.SIGBUS
+    if end == "unmounted" and mount.process.poll() is None:
+        assert mount.unmount() == 0
+    else:
+        mount.kill()
+    image.unmount()
+    image.mount()
+    again = Disks(s3, reader, mounter.mount(s3, "s3://models", *options, cache=image.cache, expect=expect))
+    for number in range(8):
+        again.read_again(f"object-{number}")
+    assert reader.call("cold_digest", str(again.mount.path / "huge")) == sum_of(huge())
+    again.mount.settle()
+    assert again.mount.unmount() == 0
+    index_is_clean(image.cache)

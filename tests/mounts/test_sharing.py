@@ -6,14 +6,14 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 import lmdb
 import pytest
 
 from tests.mounts.books import books, check_after_a_kill, check_at_rest, index_is_clean
 from tests.mounts.contents import MIB, pages
+from tests.mounts.failing import Failing
 from tests.mounts.mounting import Mount, Mounter, MountFailed, environment, wait_until
 from tests.mounts.reader import Reader, ReaderDied
 from tests.mounts.test_bounds import Sampler
@@ -71,10 +71,17 @@ def readers() -> Iterator[dict[str, Reader]]:
         reader.close()
 
 
-def start(mounter: Mounter, server: FastS3Server, name: str, *options: str, expect: Sequence[str] = ()) -> Mount:
+def start(
+    mounter: Mounter,
+    server: FastS3Server,
+    name: str,
+    *options: str,
+    expect: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> Mount:
     """A daemon in one of the places, on the cache of all."""
     usual = ("--memory-budget=16MiB", "--min-free-space=0", "--metadata-ttl=1h")
-    return mounter.mount(server, PLACES[name], *usual, *options, at=mounter.place(name), expect=expect)
+    return mounter.mount(server, PLACES[name], *usual, *options, at=mounter.place(name), expect=expect, env=env)
 
 
 def ranges(server: FastS3Server) -> list[Request]:
@@ -191,39 +198,70 @@ def test_a_rolling_restart_keeps_everything_warm(
     assert old.unmount() == 0
 
 
+@pytest.fixture
+def failing(mounter: Mounter) -> Failing:
+    """What stops one daemon in the middle of a call."""
+    return Failing(mounter.work, mounter.cache())
+
+
+def preloaded(failing: Failing, mounter: Mounter, server: FastS3Server) -> dict[str, str]:
+    """The environment of a daemon whose calls can be held."""
+    return failing.environment(environment(mounter.work / "home", server))
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "unlink"], ids=["claimed", "buried"])
 def test_what_the_dead_were_doing_is_finished_by_the_living(
-    buckets: FastS3Server, mounter: Mounter, readers: dict[str, Reader]
+    buckets: FastS3Server, mounter: Mounter, readers: dict[str, Reader], failing: Failing, call: str
 ) -> None:
-    """A daemon that never stops finds, when it needs room, what one that was killed had claimed and not written."""
+    """A daemon that never stops finds, when it needs room, what one that was killed had claimed and not written, or
+    forgotten and not cleared; its place and its lock are free."""
     bound = f"--max-cache-size={BOUND}"
     living = start(mounter, buckets, "one", bound)
-    for number in range(10):
-        dying = start(mounter, buckets, "three", bound)
-        readers["three"].begin("digest", str(dying.path / f"others-{number % 2}"))
-        wait_until(functools.partial(claimed_or_idle, dying), "it has claimed")
+    read_all(readers["one"], living)
+    dying = start(mounter, buckets, "three", bound, env=preloaded(failing, mounter, buckets))
+    with failing.held(call) as is_held:
+        readers["three"].begin("digest", str(dying.path / "others-0"))
+        wait_until(is_held, f"it is in {call}")
         dying.kill()
-        readers["three"].close()
-        readers["three"] = Reader()
-        if claimed(living.cache):
-            break
-    assert claimed(living.cache), "what this is about has not happened"
-    for _ in range(2):
-        for key, data in of_place("one").items():
-            assert readers["one"].call("cold_digest", str(living.path / key)) == sum_of(data)
-    living.settle()
+    found = books(living.cache)
+    assert (found.claims if call == "ftruncate" else found.graves), "what this is about has not happened"
+    assert found.used == found.sum
+    read_all(readers["one"], living)
     assert len(list((mounter.cache() / "daemons").iterdir())) == 1
+    assert living.stats()["chunks"]["corrupt"] == 0
     check_at_rest(mounter.cache())
 
 
-def claimed_or_idle(mount: Mount) -> bool:
-    """Whether somebody writes, or this one has nothing to write."""
-    memory = mount.stats()["memory"]
-    return claimed(mount.cache) or memory["lent"] == memory["pinned"] == 0
+def test_nobody_waits_for_one_that_is_stuck(
+    buckets: FastS3Server, mounter: Mounter, readers: dict[str, Reader], failing: Failing
+) -> None:
+    """One daemon hangs while it makes room: the other reads on, keeps nothing beyond the bound, and can be started and
+    ended; then all is as before."""
+    bound = f"--max-cache-size={BOUND}"
+    other = start(mounter, buckets, "one", bound)
+    read_all(readers["one"], other)
+    stuck = start(mounter, buckets, "three", bound, env=preloaded(failing, mounter, buckets))
+    with failing.held("unlink") as is_held:
+        readers["three"].begin("digest", str(stuck.path / "others-0"))
+        wait_until(is_held, "it makes room")
+        read_all(readers["one"], other)
+        assert other.stats()["chunks"]["unkept"] > 0
+        assert other.unmount() == 0
+        other = start(mounter, buckets, "one", bound)
+        read_all(readers["one"], other)
+    assert readers["three"].result() == sum_of(CONTENTS["others"]["others-0"])
+    stuck.settle()
+    kept = other.stats()["chunks"]["kept"]
+    read_all(readers["one"], other)
+    assert other.stats()["chunks"]["kept"] > kept
+    check_at_rest(mounter.cache(), daemons=2)
 
 
-def claimed(cache: Path) -> bool:
-    """Whether some daemon, dead or alive, has said that it writes."""
-    return bool(books(cache).claims)
+def read_all(reader: Reader, mount: Mount) -> None:
+    """Everything, which is more than there is room for, and wait until it is on the disk or given up."""
+    for key, data in CONTENTS[mount.source.removeprefix("s3://")].items():
+        assert reader.call("cold_digest", str(mount.path / key)) == sum_of(data)
+    mount.settle()
 
 
 def test_an_index_that_cannot_be_used_is_not_taken_from_others(
