@@ -117,7 +117,7 @@ def fill_bucket(s3: FastS3Server, count: int) -> None:
 def disks(s3: FastS3Server, mounter: Mounter, reader: Reader, failing: Failing) -> Disks:
     """A daemon of which calls can be made to fail, with so little memory and cache that everything is soon gone from
     both."""
-    fill_bucket(s3, 20_000 if FULL else 2000)
+    fill_bucket(s3, 8000 if FULL else 2000)
     env = failing.environment(environment(mounter.work / "home", s3))
     mount = mounter.mount(s3, "s3://models", *SMALL, env=env, expect=[*FAILING, *LEFT])
     made = Disks(s3, reader, mount)
@@ -259,7 +259,10 @@ class Image:
         if kind != "tmpfs":
             # What xfs takes at least; nothing of it is allocated before it is used.
             os.truncate(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), 320 * MIB)
-            subprocess.run([f"mkfs.{kind}", "-q", str(self._file)], check=True, timeout=60, env=WITH_SBIN)
+            # Blocks of 4 KiB, as a larger filesystem has by default: the index counts in them.
+            blocks = {"ext4": ["-b", "4096"], "xfs": ["-b", "size=4096"]}[kind]
+            command = [f"mkfs.{kind}", "-q", *blocks, str(self._file)]
+            subprocess.run(command, check=True, timeout=60, env=WITH_SBIN)
         self.mount()
         self.cache = self.path / "cache"
         self.cache.mkdir(mode=0o700)
