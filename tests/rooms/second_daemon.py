@@ -31,6 +31,11 @@ class SecondDaemon:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """Of the child."""
+        return self._process.pid
+
     def ask(self, *words: object) -> Any:
         """The answer to one command."""
         assert self._process.stdin is not None

@@ -1,5 +1,6 @@
 """The index against a dictionary: what is present, what is spoken for, who was used last, through every event."""
 
+import resource
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -284,3 +285,25 @@ def test_an_index_of_another_format_is_refused(path: Path) -> None:
         txn.put(b"format", b"lazyfs-index-99")
     with pytest.raises(CacheUnavailable, match="lazyfs-index-99"):
         Index(path)
+
+
+def test_an_index_that_lmdb_has_given_up_is_opened_again(path: Path) -> None:
+    """A write that fails (here of pages beyond the size a file may have) makes LMDB refuse the environment for good,
+    reads included. The file is as it was, so reads go on at once, and writes when the disk can."""
+    index = kept_index(path)
+    version = ObjectVersion("p", "a", '"e"', MIB)
+    used = index.used()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((path / "data.mdb").stat().st_size, hard))
+    try:
+        for _ in range(3):
+            with pytest.raises(CacheUnavailable):
+                index.put_listing(b"key", bytes(MIB))
+            assert index.kept(version.object_id, 0) is not None
+            assert index.used() == used
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    index.put_listing(b"key", bytes(MIB))
+    assert index.listing(b"key") == bytes(MIB)
+    assert index.kept(version.object_id, 0) is not None
+    index.close()
