@@ -23,7 +23,7 @@ from tests.servers.records import Request
 
 FULL = os.environ.get("LAZYFS_TEST_FULL") == "1"
 SEED = int(os.environ.get("LAZYFS_TEST_SEED", "1"))
-ROUNDS = 60 if FULL else 4
+ROUNDS = 60 if FULL else 3
 BOUND = 24 * MIB
 PLACES = {"one": "s3://models", "two": "s3://models", "three": "s3://others"}
 CONTENTS = {
@@ -125,8 +125,8 @@ def test_started_together(buckets: FastS3Server, mounter: Mounter, readers: dict
 
 @pytest.mark.timeout(1200 if FULL else 120)
 def test_killed_in_turn_under_one_bound(buckets: FastS3Server, mounter: Mounter, readers: dict[str, Reader]) -> None:
-    """All read more than there is room for; each round the next of them is killed and started again. The bound, sampled ten
-    times a second, holds; every byte is right; nothing is damaged; what the dead left is cleared by who lives."""
+    """All read more than there is room for; each round the next of them is killed and started again. The bound, sampled
+    ten times a second, holds; every byte is right; nothing is damaged; what the dead left is cleared by who lives."""
     dice = random.Random(SEED)
     bound = f"--max-cache-size={BOUND}"
     mounts = {name: start(mounter, buckets, name, bound) for name in PLACES}
