@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts.books import allocated, check_at_rest
 from tests.mounts.contents import MIB, pages
 from tests.mounts.mounting import Mounter, is_mounted
 from tests.mounts.reader import Reader
-from tests.mounts.test_cache import DAMAGED, sum_of
+from tests.mounts.test_cache import DAMAGED, kinds, sum_of
 from tests.servers.fast import FastS3Server
 
 FAILING = [
@@ -20,18 +21,6 @@ FAILING = [
     "ERROR lazyfs.cache.disk: (index|cannot clear)",
     *DAMAGED,
 ]
-
-
-def allocated(directory: Path) -> int:
-    """Bytes of disk blocks of all files below a directory, files that vanish meanwhile left out."""
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return total
 
 
 class Sampler:
@@ -113,6 +102,16 @@ def test_the_cache_is_deleted_under_load(s3: FastS3Server, mounter: Mounter, rea
     assert reader.result() == sum_of(data)
     assert reader.call("digest", str(mount.path / "more")) == sum_of(data[: 16 * MIB])
     assert reader.call("digest", str(mount.path / "weights")) == sum_of(data)
+    assert mount.unmount() == 0
+    shutil.rmtree(mount.cache, ignore_errors=True)  # what the daemon made while it was being deleted
+    for gets in (True, False):
+        again = mounter.mount(s3, "s3://models", "--memory-budget=32MiB", cache=mounter.cache())
+        s3.take_log()
+        assert reader.call("digest", str(again.path / "more")) == sum_of(data[: 16 * MIB])
+        again.settle()
+        assert ("GET" in kinds(s3.take_log())) == gets, "made again, the directory is a cache again"
+        check_at_rest(again.cache)
+        assert again.unmount() == 0
 
 
 def test_the_cache_is_closed_to_its_owner(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:
