@@ -2,10 +2,11 @@
 ambiguous is never taken for data; what S3 says with authority is said at once, as the README has it.
 
 Each row of `servers.troubles` is tried with the listing of a mount, with a later one, with the first GET of a mount,
-which goes by botocore, with a later one over a wire, and with GETs in the middle of a mapped load. HEADs are tried by
-`rooms/test_faults`.
+which goes by botocore, with a later one over a wire, with GETs in the middle of a mapped load, and with the HEAD by
+which an object is verified.
 """
 
+import base64
 import errno
 import hashlib
 import re
@@ -16,8 +17,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
+from awscrt.checksums import crc64nvme
 
 from tests.mounts.contents import MIB, pages
+from tests.mounts.daemon_logs import unannounced
 from tests.mounts.mounting import Mount, Mounter, MountFailed, outlive_moment, wait_until
 from tests.mounts.reader import Reader, ReaderDied
 from tests.servers.fast import FastS3Server
@@ -30,6 +33,9 @@ from tests.servers.troubles import FINAL, PASSING, Trouble
 SIZE = 5 * MIB + 4321
 DATA = pages(1, SIZE)
 SUM = (SIZE, hashlib.sha256(DATA).hexdigest())
+CHECKSUM = {"x-amz-checksum-crc64nvme": base64.b64encode(crc64nvme(DATA).to_bytes(8, "big")).decode()}
+"""What S3 keeps of an object; asked for by a HEAD when all of it is here."""
+
 FAR = 3 * MIB
 """Offset of a page that nothing brings ahead of a first touch."""
 
@@ -143,7 +149,7 @@ class Stand:
         """A descriptor of an object of its own, with `DATA`, of which nothing was read; it was listed while `meet`
         held. Nothing is wrong else, and the next GET goes as GETs do that are not the first."""
         key = re.sub(r"\W", "-", name)
-        self.server.put("models", key, DATA)
+        self.server.put("models", key, DATA, headers=CHECKSUM)
         self.proxy.fault = None
         # After bodies without a length botocore sends one, which is learned from again.
         self.server.put("models", "before", DATA[:10])
@@ -151,6 +157,10 @@ class Stand:
         self.proxy.fault = meet
         outlive_moment()
         return int(reader.call("open_file", str(self.mount.path / key)))
+
+    def verified(self, reader: Reader, fd: int) -> str:
+        """By which digest all of an open file was found right."""
+        return str(reader.call("os:getxattr", f"/proc/self/fd/{fd}", "user.lazyfs.verified").decode())
 
     def news(self) -> "News":
         """What happens in the mount from here on."""
@@ -172,8 +182,8 @@ class News:
 
     @property
     def lines(self) -> list[str]:
-        """What was logged."""
-        return self._mount.logged()[self._logged :].splitlines()
+        """What was logged and is no plain information."""
+        return unannounced(self._mount.logged()[self._logged :], [])
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +232,8 @@ EACH = [("auto", name) for name in PASSING] + [(engine, name) for engine in ("bo
 
 @pytest.mark.parametrize(("engine", "name"), EACH)
 def test_later_requests(stands: Callable[..., Stand], hand: Reader, engine: str, name: str) -> None:
-    """A listing meets trouble, then the first GET of a file, then two GETs in the middle of a mapped load."""
+    """A listing meets trouble, then the first GET of a file, then two GETs in the middle of a mapped load, and the HEAD
+    by which the whole of it is verified."""
     stand, trouble = stands(ENOUGH, f"--s3-engine={engine}"), PASSING[name]
     proxy, news = stand.proxy, stand.news()
     fd = stand.open(hand, name, listing := Meet(trouble, kind="LIST"))
@@ -231,9 +242,11 @@ def test_later_requests(stands: Callable[..., Stand], hand: Reader, engine: str,
     proxy.fault = None
     stand.mount.settle()
     hand.call("map_file", fd)
-    proxy.fault = middle = Meet(trouble, trouble)
+    middle, head = Meet(trouble, trouble), Meet(trouble, kind="HEAD")
+    proxy.fault = either(middle, head)
     assert hand.call("peek", fd, SIZE, 0) == DATA
-    assert (len(listing.met), len(plain.met), len(middle.met)) == (1, 1, 2)
+    wait_until(lambda: stand.verified(hand, fd) == "crc64nvme", "the whole object is verified")
+    assert [len(meet.met) for meet in (listing, plain, middle, head)] == [1, 1, 2, 1]
     assert by_botocore(plain.met[0]) == (engine == "boto3")
     assert (news.failures, news.lines) == (0, [])
     hand.call("unmap", fd)
