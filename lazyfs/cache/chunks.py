@@ -10,7 +10,7 @@ Invariants: a chunk is never in memory and in a flight at once; a reader's chunk
 has run.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -30,6 +30,9 @@ from lazyfs.stores.base import Claim, Store
 
 BRINGING = "bringing"
 """The lane of what is brought to be kept and not to be read."""
+
+FORGET_AGAIN = 8
+"""Times that a disk which does not forget is asked again, after pauses that double from 0.1 s: 25 s in all."""
 
 SMALL_READ = 2 * BLOCK_SIZE
 """A read up to this size of a chunk that is on disk and wanted by no stream reads only its blocks, not the chunk."""
@@ -67,7 +70,7 @@ class ChunkCache:
         self._memory = memory
         self._span_chunks = span_size // CHUNK_SIZE
         self._ways = ways
-        self._workers = workers = workers or DiskThreads()
+        self.workers = workers = workers or DiskThreads()
         # Set, and replaced, when memory may have become free; `_short` readers wait for that.
         self._room = trio.Event()
         self._short = 0
@@ -199,7 +202,9 @@ class ChunkCache:
             flight = self._flights.get(key)
             if flight is None:
                 start = number * CHUNK_SIZE
-                self._start(version, start, start + 1, start + 1 if urgent else 0)
+                # With nothing on its way nobody would make room: then what was brought ahead and not read goes.
+                pushing = urgent or not self._flights
+                self._start(version, start, start + 1, start + 1 if pushing else 0)
                 flight = self._flights.get(key)
             if flight is None:
                 self._short += 1
@@ -235,7 +240,7 @@ class ChunkCache:
         kept = self._disk.kept(version.object_id, number)
         if kept is None:
             return None
-        part = await self._workers.touch(self._disk.read_part, version, number, kept, start, stop)
+        part = await self.workers.touch(self._disk.read_part, version, number, kept, start, stop)
         if part is None:
             await self._flights.found_wrong(version, number, kept)
         else:
@@ -246,6 +251,11 @@ class ChunkCache:
     async def bring(self, version: ObjectVersion, start: int, stop: int) -> None:
         """Have bytes [start, stop) on disk, as far as the disk takes them, behind everything that readers wait for."""
         missing = [n for n in chunk_range(start, stop) if self._disk.kept(version.object_id, n) is None]
+        most = max(1, self._memory.slots // 4)  # half of what the writer takes at a time
+        for at in range(0, len(missing), most):
+            await self._bring(version, missing[at : at + most])
+
+    async def _bring(self, version: ObjectVersion, missing: Sequence[int]) -> None:
         for span in runs(missing, SEGMENT_CHUNKS):
             self._start(version, span.start * CHUNK_SIZE, span.stop * CHUNK_SIZE, 0, BRINGING)
         for number in missing:
@@ -265,15 +275,25 @@ class ChunkCache:
         await self._flights.found_wrong(version, number, kept)
 
     async def forget(self, version: ObjectVersion) -> None:
-        """Drop everything of a version, in memory and on disk. Nobody must be reading it."""
+        """Drop everything of a version, in memory and on disk, with what is on its way: that may be older than the
+        wish. A disk that fails is asked again for a while, for what stays there would be taken for fetched again."""
+        keys = [(version.object_id, number) for number in range(version.chunk_count)]
+        pauses = [0.1 * 2**number for number in range(FORGET_AGAIN)]
         while True:
-            await self.writer.step(self._disk.forget, version)
-            numbers = range(version.chunk_count)
-            for number in numbers:
-                self._memory.forget((version.object_id, number))
-            if all(self._flights.get((version.object_id, number)) is None for number in numbers):
+            await self.writer.settled()  # what waits to be written is pinned, and would be on disk after this
+            gone = await self.writer.step(self._forget_on_disk, version)
+            for key in keys:
+                self._memory.forget(key)
+            if any(self._flights.get(key) for key in keys):
+                await self._room.wait()
+            elif not gone and pauses:
+                await trio.sleep(pauses.pop(0))
+            elif not any(self._memory.get(key) for key in keys):
                 return
-            await self._room.wait()
+
+    def _forget_on_disk(self, version: ObjectVersion) -> bool:
+        self._disk.forget(version)
+        return True
 
     def cached_bytes(self, version: ObjectVersion) -> int:
         """Bytes of the version that are on disk, to a chunk."""

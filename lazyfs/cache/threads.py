@@ -3,9 +3,9 @@
 `trio.to_thread.run_sync` costs 0.1 ms of CPU and more for its limiter, context and outcome; reading and verifying a
 block of 64 KiB takes as long. Must not know what is run.
 
-Concurrency: called on the loop; the quick threads are daemons and end with the process. A touch that is cancelled runs
-to its end, and its result is dropped; reads and writes are waited for, whoever is cancelled, for they use buffers of
-others.
+Concurrency: called on the loop; the quick threads are daemons and end with the process. What is cancelled in a
+touch or a look runs to its end, and its result is dropped; reads and writes are waited for, whoever is cancelled, for
+they use buffers of others.
 """
 
 import queue
@@ -45,6 +45,10 @@ class Workers(Protocol):
         it is waited for."""
         ...
 
+    async def look(self, function: Callable[..., T], *args: Any) -> T:
+        """A step that takes long and writes to no buffer of others, one at a time; not waited for when cancelled."""
+        ...
+
 
 class DiskThreads:
     """Threads for the steps of one cache. `clock` gives seconds."""
@@ -54,6 +58,7 @@ class DiskThreads:
         self._touches = Threads(DISK_THREADS, "small reads")
         self._readers = trio.CapacityLimiter(DISK_THREADS)
         self._writers = trio.CapacityLimiter(1)
+        self._lookers = trio.CapacityLimiter(1)
         self._usual = 0.0
 
     async def touch(self, function: Callable[..., T], *args: Any) -> T:
@@ -76,6 +81,10 @@ class DiskThreads:
     async def write(self, function: Callable[..., T], *args: Any) -> T:
         """See `Workers.write`."""
         return await trio.to_thread.run_sync(function, *args, limiter=self._writers)
+
+    async def look(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Workers.look`."""
+        return await trio.to_thread.run_sync(function, *args, limiter=self._lookers, abandon_on_cancel=True)
 
 
 class Threads:

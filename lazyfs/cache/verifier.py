@@ -110,7 +110,6 @@ class Verifier:
         self._jobs: dict[bytes, Job] = {}
         self._ended: OrderedDict[bytes, Job] = OrderedDict()
         self._suspects: set[bytes] = set()
-        self._one = trio.CapacityLimiter(1)
         self._quiet_until = -math.inf
         self._counts = dict.fromkeys(("verified", "without", "wrong", "mended", "refused"), 0)
         self._passing = Passing(disk)
@@ -321,7 +320,7 @@ class Verifier:
                 return from_bytes(self._disk, version, told, stop=lambda: left)
 
             try:
-                return await trio.to_thread.run_sync(read, limiter=self._one, abandon_on_cancel=True)
+                return await self._chunks.workers.look(read)
             finally:
                 left = True
         if known.crc64nvme is None:
@@ -330,9 +329,7 @@ class Verifier:
 
     async def _combined(self, version: ObjectVersion) -> Checksums | None:
         passed = dict(self._passing.sums(version))
-        return await trio.to_thread.run_sync(
-            from_sums, self._disk, version, passed, limiter=self._one, abandon_on_cancel=True
-        )
+        return await self._chunks.workers.look(from_sums, self._disk, version, passed)
 
     async def _bring(self, version: ObjectVersion, job: Job) -> None:
         job.step, job.done = "fetching", 0

@@ -159,6 +159,8 @@ class SimulatedDisk(Disk):
     def forget(self, version: ObjectVersion) -> None:
         """See `Disk.forget`."""
         self._must_work("forget")
+        if self._hit(self._faults.fails):
+            raise CacheUnavailable("the index cannot be written: simulated")
         self._evict(version.object_id, whole=True)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """The script of a seed: how large everything is, and what will go wrong. Pure.
 
-Three kinds. Clean: nothing goes wrong, and each chunk is asked for once. Survivable: whatever goes wrong is what a
-reader must never see. Hostile: objects change and vanish, and outages outlast all patience; only these may fail a read,
-each with the error that is named for it.
+Four kinds. Clean: nothing goes wrong, and each chunk is asked for once. Survivable: whatever goes wrong is what a
+reader must never see. Hostile: objects change and vanish, and outages outlast all patience; these may fail a read, each
+with the error that is named for it. Lying: as survivable, and the store gives wrong bytes as right.
 """
 
 import random
@@ -54,6 +54,15 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Lie:
+    """Of the object of that number, the byte at `share` of its size is wrong: until that is noticed, or `always`."""
+
+    number: int
+    share: float
+    always: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Script:
     """One seed's."""
 
@@ -86,6 +95,13 @@ class Script:
     store: StoreFaults
     disk: DiskFaults
     changes: tuple[Change, ...]
+    lies: tuple[Lie, ...]
+    digests: str
+    """What the store has of whole objects: `sha256`, `crc64nvme`, `both` or `none`."""
+    automatic: bool
+    """Objects are looked at when all of them is here, and not only when that is asked for."""
+    demands: float
+    """Share of openings at which that is asked for."""
 
     def denied(self, now: float) -> bool:
         """Whether the store refuses requests then."""
@@ -100,7 +116,7 @@ class Script:
 def write_script(seed: int) -> Script:
     """The script of this seed, the same whenever it is asked for."""
     dice = random.Random(f"script {seed}")
-    kind = dice.choices(("clean", "survivable", "hostile"), (3, 5, 3))[0]
+    kind = dice.choices(("clean", "survivable", "hostile", "lying"), (3, 4, 3, 2))[0]
     retry_budget = 200.0 if kind == "hostile" else 600.0
     sizes = tuple(_size(dice) for _ in range(dice.randint(1, 3)))
     lives = dice.choice((1, 1, 2))
@@ -127,6 +143,10 @@ def write_script(seed: int) -> Script:
         store=StoreFaults() if kind == "clean" else _store_faults(dice, kind, retry_budget),
         disk=DiskFaults() if kind == "clean" else _disk_faults(dice),
         changes=_changes(dice, len(sizes)) if kind == "hostile" else (),
+        lies=_lies(dice, len(sizes)) if kind == "lying" else (),
+        digests=dice.choice(("sha256", "crc64nvme", "both", "none")),
+        automatic=dice.random() < 0.8,
+        demands=dice.choice((0.0, 0.0, 0.3)),
     )
 
 
@@ -187,3 +207,7 @@ def _changes(dice: random.Random, objects: int) -> tuple[Change, ...]:
         dice.uniform(0, 1.5), dice.randrange(objects), dice.choice((0.0, 0.0, 0.5))
     )
     return tuple(sorted((make() for _ in range(dice.choice((0, 0, 1, 2, 5)))), key=lambda change: change.time))
+
+
+def _lies(dice: random.Random, objects: int) -> tuple[Lie, ...]:
+    return tuple(Lie(number, dice.random(), dice.random() < 0.3) for number in range(objects) if dice.random() < 0.7)

@@ -1,10 +1,12 @@
 """A store in memory whose network takes time and fails as its script says, under the promises of `base.Store`."""
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
+from awscrt.checksums import crc64nvme
 
 from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, Transient
 from lazyfs.objects import CHUNK_SIZE, MIB, Checksums, Listing, ObjectInfo, ObjectVersion, chunk_range
@@ -17,7 +19,7 @@ POOL = random.Random("bytes of all objects").randbytes(160 * MIB)
 
 JUNK = b"\xee" * CHUNK_SIZE
 
-STALLS = ((0.5, 4.0),) * 8 + ((4.0, 100.0),)
+STALLS = ((0.3, 2.0),) * 30 + ((2.0, 100.0),)
 """Seconds, from and to, that a body stops for."""
 
 
@@ -54,6 +56,7 @@ class SimulatedStore:
         self._moved = moved
         self._objects: dict[str, ObjectVersion] = {}
         self._contents: dict[bytes, memoryview] = {}
+        self._lies: dict[bytes, int] = {}
         self._writes = 0
         self.active = 0
         self.coming: set[tuple[bytes, int]] = set()
@@ -73,6 +76,14 @@ class SimulatedStore:
         self._contents[version.object_id] = memoryview(POOL)[at : at + size]
         self._objects[key] = version
         return version
+
+    def lie(self, version: ObjectVersion, offset: int) -> None:
+        """Give the byte at this offset wrong from now on."""
+        self._lies[version.object_id] = offset
+
+    def stop_lying(self, version: ObjectVersion) -> None:
+        """Give every byte right from now on."""
+        self._lies.pop(version.object_id, None)
 
     def delete(self, key: str) -> None:
         """Remove the object."""
@@ -100,7 +111,12 @@ class SimulatedStore:
 
     async def checksums(self, version: ObjectVersion) -> Checksums:
         """See `base.Store.checksums`."""
-        raise NotImplementedError
+        await self._begin(version, trio.Event())
+        content, has = self.content(version), self._script.digests
+        return Checksums(
+            sha256=hashlib.sha256(content).hexdigest() if has in ("sha256", "both") else "",
+            crc64nvme=crc64nvme(content) if has in ("crc64nvme", "both") else None,
+        )
 
     async def read(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
@@ -154,6 +170,11 @@ class SimulatedStore:
         fate = self._fate(size)
         for view in into:
             view[:] = JUNK[: len(view)]  # until a request is over its buffers are its own
+        await self._begin(version, severed)
+        await self._deliver(version, start, size, into, arrived, severed, fate)
+
+    async def _begin(self, version: ObjectVersion, severed: trio.Event) -> None:
+        """What comes before the first byte."""
         await self._wait(self._script.latency * (0.5 + self._dice.random()), severed)
         if self._faults.outage[0] <= self._clock() < self._faults.outage[1]:
             raise Transient("no route to host")
@@ -165,16 +186,18 @@ class SimulatedStore:
             raise NotFound(version.key)
         if not self.current(version):
             raise ObjectChanged(version.key)
-        await self._deliver(self.content(version)[start : start + size], into, arrived, severed, fate)
 
     async def _deliver(
         self,
-        data: memoryview,
+        version: ObjectVersion,
+        start: int,
+        size: int,
         into: Sequence[memoryview],
         arrived: Arrived,
         severed: trio.Event,
         fate: Fate,
     ) -> None:
+        data = self.content(version)[start : start + size]
         done = 0
         rate = self._script.rate / fate.slowness
         largest = self._dice.choice((CHUNK_SIZE, 2 * CHUNK_SIZE, 5 * CHUNK_SIZE))
@@ -186,6 +209,9 @@ class SimulatedStore:
                 await self._wait(self._dice.uniform(*self._dice.choice(STALLS)), severed)
             await self._wait(count / rate, severed)
             pour(data[done : done + count], into, done)
+            wrong = self._lies.get(version.object_id, -1) - start
+            if done <= wrong < done + count:
+                pour(memoryview(flipped(data[wrong])), into, wrong)
             done += count
             if fate.breaks == done:
                 if self._dice.random() < 0.5:
@@ -217,6 +243,11 @@ class SimulatedStore:
                 await severed.wait()
         if severed.is_set():
             raise Transient("severed")
+
+
+def flipped(byte: int) -> bytes:
+    """The byte that is given for this one."""
+    return bytes([byte ^ 1])
 
 
 def chunks_ended(version: ObjectVersion, offset: int) -> int:

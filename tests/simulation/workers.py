@@ -26,11 +26,16 @@ class SimulatedWorkers:
         self._nursery = nursery
         self._readers = trio.CapacityLimiter(DISK_THREADS)
         self._writer = trio.CapacityLimiter(1)
+        self._looker = trio.Lock()
 
     async def touch(self, function: Callable[..., T], *args: Any) -> T:
         """See `Workers.touch`."""
         if self._dice.random() < self._quick:
             return function(*args)
+        return await self._aside(function, args)
+
+    async def _aside(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        """In a task of its own, which goes on whoever is cancelled."""
         found: list[Any] = []
         done = trio.Event()
 
@@ -63,6 +68,14 @@ class SimulatedWorkers:
             return await self._step(function, args)
         finally:
             self._writer.release()
+
+    async def look(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Workers.look`."""
+        await self._looker.acquire()
+        try:
+            return await self._aside(function, args)
+        finally:
+            self._looker.release()
 
     async def _step(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         with trio.CancelScope(shield=True):

@@ -16,18 +16,21 @@ import trio.testing
 
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.memory import Chunk, Key, Memory
-from lazyfs.errors import AccessDenied, LazyfsError, NotFound, ObjectChanged, Unreachable
+from lazyfs.cache.verdicts import NONE, Expected
+from lazyfs.cache.verifier import Verifier
+from lazyfs.errors import AccessDenied, Corrupt, LazyfsError, NotFound, ObjectChanged, Unreachable
 from lazyfs.filesystem.files import OpenFile, OpenFiles
 from lazyfs.filesystem.tree import ROOT, Directory, File
 from lazyfs.objects import CHUNK_SIZE, MIB, ObjectInfo, ObjectVersion
 from lazyfs.reading.windows import Budget
+from lazyfs.stores.fetch import PatientStore
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.patterns import Read, draw
 from tests.simulation.sabotage import Parts
 from tests.simulation.script import Script
-from tests.simulation.store import SimulatedStore
+from tests.simulation.store import SimulatedStore, flipped
 
-LONGEST_READ = {"clean": 200.0, "survivable": 7200.0, "hostile": 7200.0}
+LONGEST_READ = {"clean": 200.0, "survivable": 7200.0, "hostile": 7200.0, "lying": 7200.0}
 """Seconds after which a read hangs, by the kind of script: all that there is to read over the slowest connection, or
 twelve times the longest patience."""
 
@@ -70,6 +73,18 @@ class World:
         self.names = [f"model-{number + 1:05}-of-{len(script.sizes):05}.gguf" for number in range(len(script.sizes))]
         for name, size in zip(self.names, script.sizes, strict=True):
             self._put(name, size)
+        self.lies: dict[bytes, int] = {}
+        """Offsets of the bytes that the store gave wrong."""
+        self._always: set[bytes] = set()
+        self.settled: set[bytes] = set()
+        """Versions whose bytes are known to be right, or are refused."""
+        for lie in script.lies:
+            version = self.file(self.names[lie.number]).version
+            if version.size:
+                self.lies[version.object_id] = int(lie.share * version.size)
+                self.store.lie(version, self.lies[version.object_id])
+                if lie.always:
+                    self._always.add(version.object_id)
         self.in_memory: Callable[[Key], Chunk | None] = lambda key: None
         """What the memory of the life that goes on has."""
         self.corrupt = 0
@@ -112,13 +127,32 @@ class World:
         info = ObjectInfo(name, version.etag, size, 0)
         self.root.children[name] = File(self._inodes, name, self.root, version, info)
 
+    def file(self, name: str) -> File:
+        """What the name stands for now."""
+        file = self.root.children[name]
+        assert isinstance(file, File)
+        return file
+
+    def spoil(self, version: ObjectVersion) -> None:
+        """As `Tree.spoil`: who has the file open gets an error, and who opens it from now on another inode."""
+        self.note("spoiled", version.key, version.etag)
+        if version.object_id not in self.lies:
+            self.violated(f"{version.key} {version.etag} is taken for wrong")
+        if version.object_id not in self._always:
+            self.store.stop_lying(version)
+        file = self.file(version.key)
+        if file.version == version:
+            file.spoiled = True
+            self._inodes += 1
+            info = ObjectInfo(version.key, version.etag, version.size, 0)
+            self.root.children[file.name] = File(self._inodes, file.name, self.root, version, info)
+
     async def change(self) -> None:
         """What the script says that others do to the objects."""
         for change in self.script.changes:
             await trio.sleep_until(change.time)
             name = self.names[change.number]
-            file = self.root.children[name]
-            assert isinstance(file, File)
+            file = self.file(name)
             self.note("change", name, change.deleted_for)
             if change.deleted_for:
                 self.store.delete(name)
@@ -135,9 +169,11 @@ class World:
 
     # ---- what must hold
 
-    def judge(self, version: ObjectVersion, error: LazyfsError) -> None:
-        """Whether the script allows a read of the version to fail in this way now."""
-        now = trio.current_time()
+    def judge(self, file: File, error: LazyfsError) -> None:
+        """Whether the script allows a read of the file to fail in this way now."""
+        version, now = file.version, trio.current_time()
+        if isinstance(error, Corrupt) and (file.spoiled or version.object_id in self._always):
+            return
         allowed: dict[type[LazyfsError], bool] = {
             ObjectChanged: not self.store.current(version),
             NotFound: not self.store.current(version),
@@ -146,6 +182,26 @@ class World:
         }
         if self._healed or not allowed.get(type(error), False):
             self.violated(f"a read of {version.key} {version.etag} failed: {type(error).__name__}: {error}")
+
+    def right(self, version: ObjectVersion, start: int, data: bytes) -> bool:
+        """Whether these are the bytes of the version from `start` on, or, while that is not noticed, with its lie."""
+        truth = bytes(self.store.content(version)[start : start + len(data)])
+        wrong = self.lies.get(version.object_id, -1) - start
+        if data == truth or version.object_id in self.settled or not 0 <= wrong < len(data):
+            return data == truth
+        return data == truth[:wrong] + flipped(truth[wrong]) + truth[wrong + 1 :]
+
+    def outcome(self, version: ObjectVersion, outcome: str, words: str) -> None:
+        """What came of looking at all of a version, with nothing failing any more."""
+        self.note("verified", version.key, outcome, words)
+        wanted = {"none": NONE, "both": "sha256"}.get(self.script.digests, self.script.digests)
+        if wanted != NONE and version.object_id in self._always:
+            wanted = ""
+        hindered = self.script.disk.room is not None or self.disk.rotted
+        if outcome != wanted and not (outcome == "" and "at once" in words and hindered):
+            self.violated(f"looking at {version.key} {version.etag} came to {outcome!r} {words}, not {wanted!r}")
+        if outcome not in ("", NONE):
+            self.settled.add(version.object_id)
 
     def _asked(self, version: ObjectVersion, numbers: range) -> None:
         """Of a chunk no second GET is sent while one is under way, and none while it is cached."""
@@ -168,10 +224,8 @@ class World:
             start = number * CHUNK_SIZE
             if held.found:
                 self.violated(f"{held.version.key} chunk {number} was found damaged on disk and is still there")
-            elif not held.rotten:
-                right = self.store.content(held.version)[start : start + held.version.chunk_length(number)]
-                if bytes(held.data) != bytes(right):
-                    self.violated(f"{held.version.key} chunk {number} is wrong on disk")
+            elif not held.rotten and not self.right(held.version, start, bytes(held.data)):
+                self.violated(f"{held.version.key} chunk {number} is wrong on disk")
         if self.disk.discards != self.corrupt:
             self.violated(f"{self.disk.discards} chunks were discarded, {self.corrupt} counted as corrupt")
         if self.disk.rewritten and self.script.kind == "clean":
@@ -218,6 +272,14 @@ class Life:
             )
             self._flights = self.cache._flights
             world.in_memory = self.memory.get
+            self.verifier = Verifier(
+                chunks=self.cache,
+                disk=world.disk,
+                witnesses=Witness(self.patient),
+                nursery=nursery,
+                spoiled=world.spoil,
+                automatic=script.automatic,
+            )
             self.files = OpenFiles(self.cache, self.budget)
             nursery.start_soon(self.cache.writer.run)
             if script.watched:
@@ -231,6 +293,9 @@ class Life:
                     world.heal()
                 await self._settle()
                 if last:
+                    for name in world.names:
+                        await self._look_at_all_of(world.file(name).version)
+                    await self._settle()
                     await self._read_all()
                     await self._settle()
                 self._nothing_is_left(world.store.delivered - delivered)
@@ -257,13 +322,15 @@ class Life:
         left = self._script.reads
         await trio.sleep(dice.choice((0, dice.random() / 5)))
         while left > 0:
-            file = self._world.root.children[dice.choice(self._world.names)]
-            assert isinstance(file, File)
+            file = self._world.file(dice.choice(self._world.names))
             reads = draw(dice, file.version.size, dice.randint(1, left))
             left -= max(1, len(reads))
             side_by_side = dice.choice((1, 1, 2, 3))
             pause = dice.choice((0.0, 0.0, 0.001, 0.02))
             handle = self.files.open(file)
+            self.verifier.opened(file.version)
+            if dice.random() < self._script.demands:
+                self.verifier.demand(file.version)
             try:
                 opened = self.files.get(handle)
                 while reads:
@@ -291,7 +358,7 @@ class Life:
                 found = bytes(await opened.read(offset, size))
             except LazyfsError as error:
                 world.note("reader", reader, version.key, offset, size, type(error).__name__)
-                world.judge(version, error)
+                world.judge(opened.file, error)
                 return
             finally:
                 world.reading.pop(scope, None)
@@ -302,15 +369,24 @@ class Life:
                 world.violated(f"a read of {version.key} at {offset} hangs")
             return
         world.note("reader", reader, version.key, offset, size, "right")
-        if found != bytes(world.store.content(version)[offset : offset + size]):
+        if len(found) != max(0, min(size, version.size - offset)) or not world.right(version, offset, found):
             world.violated(f"a read of {version.key} at {offset}, {size} bytes, gave wrong bytes")
         self._slots_add_up()
+
+    async def _look_at_all_of(self, version: ObjectVersion) -> None:
+        """Have all bytes of the version compared with what is known of them."""
+        self.verifier.demand(version)
+        with trio.move_on_after(LONGEST_READ[self._script.kind]):
+            while self.verifier.progress(version)["step"] != "done":  # noqa: ASYNC110 - nothing tells
+                await trio.sleep(1.0)
+        found = self.verifier.progress(version)
+        self._world.outcome(version, found["outcome"], found["words"])
 
     async def _read_all(self) -> None:
         """Every object as it is now, from its first to its last byte, in step."""
         for name in self._world.names:
-            file = self._world.root.children[name]
-            assert isinstance(file, File)
+            file = self._world.file(name)
+            self.verifier.opened(file.version)
             handle = self.files.open(file)
             for offset in range(0, file.version.size, MIB):
                 await self._read(-1, self.files.get(handle), (offset, MIB), None)
@@ -319,11 +395,16 @@ class Life:
     async def _settle(self) -> None:
         """Wait until nothing moves any more, as long as a read may take, and what waits to be written is."""
         with trio.move_on_after(LONGEST_READ[self._script.kind]):
-            while self._flights.flying or self.cache.writer or self.patient._sent:  # noqa: ASYNC110 - whoever ends last
-                await trio.sleep(1.0)
-        await self.cache.writer.flush()
+            quiet = False
+            while not quiet:
+                while self._moving():  # noqa: ASYNC110 - whoever ends last does not tell
+                    await trio.sleep(1.0)
+                await self.cache.writer.settled()
+                quiet = not self._moving()
         await self.cache.writer.flush_touches()
-        await self.cache.writer.step(lambda: None)  # behind whatever is being written
+
+    def _moving(self) -> bool:
+        return bool(self._flights.flying or self.cache.writer or self.patient._sent or self.verifier._jobs)
 
     def _slots_add_up(self) -> None:
         now = self.memory.statistics()
@@ -341,6 +422,7 @@ class Life:
             "queued writes": len(self.cache.writer),
             "lent slots": now.lent,
             "pinned chunks": now.pinned,
+            "objects looked at": len(self.verifier._jobs),
             "open files": len(self.files),
             "streams in the budget": len(self.budget._active),
             "places in use": gate.in_use,
@@ -355,7 +437,7 @@ class Life:
         self._slots_add_up()
         self._memory_is_right()
         found = self.cache.statistics()
-        if not found.kept + found.unkept == found.misses == delivered:
+        if not found.kept + found.unkept >= found.misses == delivered:
             violated(f"{delivered} chunks arrived, {found.misses} landed; {found.kept} kept and {found.unkept} not")
 
     def _no_loan_is_left(self) -> None:
@@ -378,12 +460,25 @@ class Life:
             for key, chunk in chunks.items():
                 slots.add(chunk.slot)
                 version = contents.get(key)
-                if version is not None:
-                    start = key[1] * CHUNK_SIZE
-                    if bytes(chunk.view) != bytes(self._world.store.content(version)[start : start + len(chunk.view)]):
-                        self._world.violated(f"{version.key} chunk {key[1]} is wrong in memory")
+                if version is not None and not self._world.right(version, key[1] * CHUNK_SIZE, bytes(chunk.view)):
+                    self._world.violated(f"{version.key} chunk {key[1]} is wrong in memory")
         if len(slots) != self.memory.slots:
             self._world.violated("a slot is used twice")
+
+
+class Witness:
+    """The store itself says what its objects must come to."""
+
+    def __init__(self, store: PatientStore) -> None:
+        self._store = store
+
+    def witness(self, version: ObjectVersion) -> str:
+        """See `Witnesses.witness`."""
+        return "s3"
+
+    async def expected(self, version: ObjectVersion) -> Expected:
+        """See `Witnesses.expected`."""
+        return Expected(await self._store.checksums(version))
 
 
 class Defects(logging.Handler):
