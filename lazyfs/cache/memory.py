@@ -129,13 +129,17 @@ class Memory:
             self._unread.move_to_end(key)
 
     def lend(self, count: int, *, urgent: bool, after: int | None = None) -> list[int] | None:
-        """`count` slots to fill, or None. Only an urgent loan may push out chunks that nobody has read yet.
+        """`count` slots to fill, or None. Only an urgent loan may push out chunks that nobody has read yet, and none
+        pushes them out for nothing.
 
         They lie one behind the other, and the first behind slot `after`, where that costs no fresh memory: the kernel's
         reads of a mapped file begin anywhere and lie in two chunks, and from adjacent slots they need no copy.
         """
         while len(self._read) > self._keep_read and self._evict(self._read):
             pass
+        # What cannot be had must cost nothing. A pinned chunk is in one of the two, so for urgent loans this is exact.
+        if len(self._free) + len(self._read) + (len(self._unread) - self._pinned if urgent else 0) < count:
+            return None
         while len(self._free) < count:
             if not self._evict(self._read) and not (urgent and self._evict(self._unread)):
                 return None

@@ -9,9 +9,10 @@ import trio
 import trio.testing
 
 from lazyfs.cache.chunks import ChunkCache
+from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.memory import Memory
-from lazyfs.errors import Dropped, ObjectChanged, StoreError, Unreachable
+from lazyfs.errors import CacheUnavailable, Dropped, ObjectChanged, StoreError, Unreachable
 from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
 from tests.rooms.building import CacheMaker, chunk_on, object_files, pattern
 from tests.rooms.memory_store import Call, Fault, MemoryStore, Valve, in_turn
@@ -272,6 +273,65 @@ async def test_demand_urges_a_flight_on(store: MemoryStore, running: Running) ->
             await trio.testing.wait_all_tasks_blocked()
             assert flight.claim.urgent
             valve.open()
+
+
+async def test_what_is_brought_does_not_wait_for_readers_that_never_come(
+    store: MemoryStore, running: Running, disk: Disk
+) -> None:
+    """Memory is full of what was read ahead for somebody who went away; an object larger than memory comes to disk all
+    the same."""
+    ahead, whole = store.put("ahead", pattern(4 * MIB)), store.put("whole", pattern(9 * MIB + 1))
+    with trio.fail_after(60):
+        async with running(4 * MIB) as cache:
+            assert cache.start(ahead, 0, 4 * MIB, demand=0) == 4 * MIB
+            while cache._flights:
+                await trio.testing.wait_all_tasks_blocked()
+            await cache.bring(whole, 0, whole.size)
+            assert disk.cached_bytes(whole) == whole.size
+    assert len(store.calls) == len(set(store.calls)) == 14
+
+
+class StubbornDisk(Disk):
+    """A disk cache that does not forget at once."""
+
+    refusals = 2
+
+    def forget(self, version: ObjectVersion) -> None:
+        """The third time."""
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise CacheUnavailable("not now")
+        super().forget(version)
+
+
+@pytest.mark.parametrize("on_its_way", [False, True])
+async def test_what_is_forgotten_is_fetched_again(
+    store: MemoryStore, place: Path, autojump_clock: trio.testing.MockClock, on_its_way: bool
+) -> None:
+    """All of it: chunks in memory, on disk though it refuses at first, waiting to be written, and on their way."""
+    data = pattern(6 * MIB)
+    version = store.put("k", data)
+    disk = StubbornDisk(CacheDirectory(place, create=False), max_size=None, min_free=0)
+    valve = Valve()
+    async with trio.open_nursery() as nursery:
+        cache = ChunkCache(store=store, disk=disk, memory=Memory(16 * MIB), nursery=nursery, span_size=8 * MIB)
+        await cache.read(version, 0, 4 * MIB)
+        await cache.writer.flush()
+        await cache.read(version, 4 * MIB, 5 * MIB)
+        if on_its_way:
+            store.valve = lambda call: valve
+            cache.start(version, 5 * MIB, 6 * MIB, demand=0)
+            await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as forgetting:
+            forgetting.start_soon(cache.forget, version)
+            await trio.testing.wait_all_tasks_blocked()
+            valve.open()
+        assert disk.cached_bytes(version) == 0
+        store.calls.clear()
+        assert await read(cache, version, 0, len(data)) == data
+        assert sorted(store.gets()) == [(number * MIB, (number + 1) * MIB) for number in range(6)]
+        nursery.cancel_scope.cancel()
+    disk.close()
 
 
 async def test_a_reader_that_goes_away_leaves_its_flight(store: MemoryStore, running: Running) -> None:

@@ -68,6 +68,21 @@ def test_a_pinned_chunk_stays() -> None:
     assert here(memory, range(2)) == [1]
 
 
+def test_a_loan_that_cannot_be_had_pushes_nothing_out() -> None:
+    """What was brought ahead is not fetched twice because somebody asked for more than there is."""
+    memory = Memory(4 * MIB)
+    chunks = fill(memory, range(4))
+    memory.pin(chunks[0])
+    memory.pin(chunks[2])
+    assert memory.lend(3, urgent=True) is None
+    assert here(memory, range(4)) == [0, 1, 2, 3]
+    memory.use((OBJECT, 1), chunks[1], to_end=True)
+    assert memory.lend(2, urgent=False) is None
+    assert here(memory, range(4)) == [0, 1, 2, 3]
+    assert memory.lend(2, urgent=True) is not None
+    assert here(memory, range(4)) == [0, 2]
+
+
 def test_neighbours_are_one_view() -> None:
     """Chunks in adjacent slots can be read across without a copy."""
     memory = Memory(4 * MIB)

@@ -294,7 +294,8 @@ class Life:
                 await self._settle()
                 if last:
                     for name in world.names:
-                        await self._look_at_all_of(world.file(name).version)
+                        if self._fits(world.file(name).version):
+                            await self._look_at_all_of(world.file(name).version)
                     await self._settle()
                     await self._read_all()
                     await self._settle()
@@ -329,7 +330,7 @@ class Life:
             pause = dice.choice((0.0, 0.0, 0.001, 0.02))
             handle = self.files.open(file)
             self.verifier.opened(file.version)
-            if dice.random() < self._script.demands:
+            if dice.random() < self._script.demands and (self._fits(file.version) or dice.random() < 0.1):
                 self.verifier.demand(file.version)
             try:
                 opened = self.files.get(handle)
@@ -372,6 +373,10 @@ class Life:
         if len(found) != max(0, min(size, version.size - offset)) or not world.right(version, offset, found):
             world.violated(f"a read of {version.key} at {offset}, {size} bytes, gave wrong bytes")
         self._slots_add_up()
+
+    def _fits(self, version: ObjectVersion) -> bool:
+        """Whether all of it can be on disk; else looking at it fetches it three times, for nothing."""
+        return self._script.disk.room is None or version.chunk_count <= self._script.disk.room
 
     async def _look_at_all_of(self, version: ObjectVersion) -> None:
         """Have all bytes of the version compared with what is known of them."""
