@@ -86,6 +86,11 @@ class ObjectInfo:
     mtime_ns: int
     storage_class: str = ""
 
+    @property
+    def possible(self) -> bool:
+        """Whether the kernel can be told of it: it counts bytes and seconds in 64 bits with a sign."""
+        return 0 <= self.size < 1 << 63 and abs(self.mtime_ns) < 10**9 << 63
+
 
 @dataclass(frozen=True, slots=True)
 class Checksums:

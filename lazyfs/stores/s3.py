@@ -134,12 +134,16 @@ class S3Store:
     def _pages(self, **arguments: Any) -> Iterator[Any]:
         """All pages of a listing. botocore takes any document, and none, for an empty page, and a page that goes on
         without saying where for the last one."""
-        for page in self._client.get_paginator("list_objects_v2").paginate(**self._common, **arguments):
-            if "IsTruncated" not in page:
-                raise Transient("asked for a listing, got something else with status 200")
-            if page["IsTruncated"] and not page.get("NextContinuationToken"):
-                raise Transient("the listing goes on and does not say where")
-            yield page
+        pages = self._client.get_paginator("list_objects_v2").paginate(**self._common, **arguments)
+        try:
+            for page in pages:
+                if "IsTruncated" not in page:
+                    raise Transient("asked for a listing, got something else with status 200")
+                if page["IsTruncated"] and not page.get("NextContinuationToken"):
+                    raise Transient("the listing goes on and does not say where")
+                yield page
+        except KeyError as error:  # botocore's, of a name that it would decode
+            raise Transient(f"the answer does not say {error}") from error
 
     def _list(self, prefix: str) -> Listing:
         listed_at = time.time()
@@ -151,7 +155,7 @@ class S3Store:
         return Listing(prefix, tuple(objects), tuple(prefixes), listed_at)
 
     def _total_size(self, prefix: str) -> int:
-        return sum(_said(item, "Size") for page in self._pages(Prefix=prefix) for item in page.get("Contents", ()))
+        return sum(_info(item).size for page in self._pages(Prefix=prefix) for item in page.get("Contents", ()))
 
     def _stat(self, key: str) -> ObjectInfo:
         answer = self._head({"Key": key})
@@ -291,7 +295,10 @@ def _pinned(version: ObjectVersion) -> dict[str, str]:
 def _info(item: Any) -> ObjectInfo:
     modified: datetime.datetime = _said(item, "LastModified")
     seconds, storage_class = int(modified.timestamp()), item.get("StorageClass", "")
-    return ObjectInfo(_said(item, "Key"), item.get("ETag", ""), _said(item, "Size"), seconds * 10**9, storage_class)
+    info = ObjectInfo(_said(item, "Key"), item.get("ETag", ""), _said(item, "Size"), seconds * 10**9, storage_class)
+    if not info.possible:
+        raise Transient(f"{info.key!r} is listed with {info.size} bytes, of {modified}, which cannot be")
+    return info
 
 
 def _said(item: Any, name: str) -> Any:
@@ -321,6 +328,8 @@ def translated(function: Callable[..., T], *args: Any) -> T:
         urllib3.exceptions.HTTPError,
         http.client.HTTPException,
         OSError,
+        # Of botocore's own: credentials that are expired when they come, and a time of an object that is none.
+        RuntimeError,
         # A body closed under our feet by a broken connection: http.client then reads from None.
         AttributeError,
         ValueError,
