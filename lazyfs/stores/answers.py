@@ -17,6 +17,11 @@ _SLOW_DOWN = {"SlowDown", "503", "429", "TooManyRequests", "RequestLimitExceeded
 _RENEWABLE = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
 
 
+MOST_WORDS = 1000
+"""Letters of what a server says about a failure that are repeated. Fewer than the 4,300 digits from which Python
+refuses to read a number, which an `&#...;` could be."""
+
+
 @dataclass(frozen=True, slots=True)
 class RangeAnswer:
     """The head of an answer. `length` is the Content-Length, None where there was none; `coding` see below."""
@@ -44,7 +49,7 @@ def check_range(answer: RangeAnswer, version: ObjectVersion, start: int, stop: i
     answer whose ETag got lost there, says nothing about it. An object that is stored encoded comes as it is stored;
     where the length is not told, that cannot be known from what a proxy compresses on the way.
     """
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.content_range)
+    match = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", answer.content_range)
     whole = answer.status == 200 and start == 0 and stop == version.size and answer.length is not None
     asked = f"asked for bytes {start}-{stop - 1}, got status {answer.status} {answer.content_range[:80]!r}"
     if not answer.content_range and not whole:
@@ -52,12 +57,12 @@ def check_range(answer: RangeAnswer, version: ObjectVersion, start: int, stop: i
     if opaque(answer.etag) != opaque(version.etag):
         if not answer.etag:
             raise Transient(f"{asked} without an ETag")
-        raise ObjectChanged(f"{version.key}: the object is now {answer.etag}, not {version.etag}")
+        raise ObjectChanged(f"{version.key!r}: the object is now {answer.etag[:80]}, not {version.etag}")
     right = match is not None and (int(match[1]), int(match[2]) + 1) == (start, stop) and answer.status in (200, 206)
     if not right and (match is not None or not whole):
         raise Transient(asked)
     if match is not None and match[3] != "*" and int(match[3]) != version.size:
-        raise ObjectChanged(f"{version.key}: the object now has {match[3]} bytes, not {version.size}")
+        raise ObjectChanged(f"{version.key!r}: the object now has {match[3]} bytes, not {version.size}")
     if answer.length is not None and answer.length != stop - start:
         raise Transient(f"asked for {stop - start} bytes, the server announces {answer.length}")
     if answer.length is None and answer.coding:
@@ -90,7 +95,7 @@ def opaque(etag: str) -> str:
 def element(body: bytes, name: str) -> str:
     """The text of an element of S3's error document, empty if it is not there."""
     match = re.search(f"<{name}>([^<]*)</{name}>", body.decode("utf-8", "replace"))
-    return html.unescape(match[1]) if match else ""
+    return html.unescape(match[1][:MOST_WORDS]) if match else ""
 
 
 def failure(status: int, code: str, message: str) -> StoreError:
