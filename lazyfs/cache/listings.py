@@ -27,6 +27,11 @@ STALE_FOR = 30.0
 """Seconds for which an old listing is used again before the store is asked once more."""
 
 
+LONGEST = 64 * 1024 * 1024
+"""Bytes of a listing's JSON: some 500,000 objects of one directory. A longer one is not kept, and not read: what is
+compressed may be a thousand times as long when it is not."""
+
+
 class ListPrefix(Protocol):
     """How the store is asked: `fetch.PatientStore.list`."""
 
@@ -79,15 +84,17 @@ class Listings:
                 raise
             log.warning("cannot list %r, going on with the listing of %.0f s ago: %s", prefix, self.age(kept), error)
             return replace(kept, listed_at=self._clock() - self._ttl + STALE_FOR)
-        await self._in_writer(self._disk.put_listing, key, pack(listing))
+        packed = pack(listing)
+        if packed is not None:
+            await self._in_writer(self._disk.put_listing, key, packed)
         return listing
 
 
-def pack(listing: Listing) -> bytes:
-    """A listing as bytes."""
+def pack(listing: Listing) -> bytes | None:
+    """A listing as bytes; None for one that is too long to be kept."""
     objects = [(o.key, o.etag, o.size, o.mtime_ns, o.storage_class) for o in listing.objects]
     text = json.dumps([listing.prefix, listing.listed_at, listing.prefixes, objects])
-    return zlib.compress(text.encode("ascii"), 1)
+    return zlib.compress(text.encode("ascii"), 1) if len(text) <= LONGEST else None
 
 
 def unpack(packed: bytes | None) -> Listing | None:
@@ -95,10 +102,15 @@ def unpack(packed: bytes | None) -> Listing | None:
     if packed is None:
         return None
     try:
-        prefix, listed_at, prefixes, objects = json.loads(zlib.decompress(packed))
+        unpacking = zlib.decompressobj()
+        text = unpacking.decompress(packed, LONGEST)
+        if not unpacking.eof:
+            return None
+        prefix, listed_at, prefixes, objects = json.loads(text)
         infos = tuple(ObjectInfo(str(k), str(e), int(s), int(m), str(c)) for k, e, s, m, c in objects)
         found = Listing(str(prefix), infos, tuple(map(str, prefixes)), float(listed_at))
     except (zlib.error, ValueError, TypeError, OverflowError, RecursionError):
         return None
     # A time that is no number would never be too old.
-    return found if math.isfinite(found.listed_at) else None
+    possible = math.isfinite(found.listed_at) and all(info.possible for info in found.objects)
+    return found if possible else None
