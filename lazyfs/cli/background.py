@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from lazyfs.errors import SetupError
+from lazyfs.service.logs import told
 from lazyfs.service.mounts import state_directory
 
 READY = b"ready"
@@ -60,5 +61,5 @@ def tell(descriptor: int | None, words: bytes) -> None:
 
 def fail(error: Exception, status: int) -> None:
     """One sentence on stderr, and the exit status."""
-    click.echo(f"lazyfs: {error}", err=True)
+    click.echo(told(f"lazyfs: {error}"), err=True)
     raise SystemExit(status)
