@@ -15,6 +15,12 @@ from lazyfs.objects import GIB, KIB, MIB
 
 _UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1024 * GIB}
 _UNITS |= {"K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+LARGEST_SIZE = (1 << 63) - 1
+"""Bytes: what the kernel counts in (off_t), and beyond every disk."""
+
+MOST_CONNECTIONS = 1024
+"""Each is a descriptor, and urllib3 makes room for all of them when it starts: a thousand million would be its end."""
+
 _TIMES = {"": 1.0, "MS": 1e-3, "S": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
 
 
@@ -22,8 +28,16 @@ def parse_size(text: str) -> int:
     """`200GiB`, `64M` or `1048576` in bytes. A bare letter is a power of 1024, as for mount(8) and systemd."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in _UNITS:
-        raise UsageError(f"{text!r} is not a size; write it like 200GiB, 512MiB or 1048576")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+        raise UsageError(f"{shortened(text)!r} is not a size; write it like 200GiB, 512MiB or 1048576")
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if size > LARGEST_SIZE:
+        raise UsageError(f"{shortened(text)!r} is more than there can be; write a size like 200GiB")
+    return int(size)
+
+
+def shortened(text: str) -> str:
+    """What the user wrote, as far as a sentence about it needs it."""
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def parse_share(text: str) -> int | float:
@@ -32,7 +46,8 @@ def parse_share(text: str) -> int | float:
     if match is None:
         return parse_size(text)
     if float(match[1]) >= 100:
-        raise UsageError(f"{text!r} leaves no room for a cache; write a percentage below 100%, or a size like 10GiB")
+        said = shortened(text)
+        raise UsageError(f"{said!r} leaves no room for a cache; write a percentage below 100%, or a size like 10GiB")
     return float(match[1]) / 100
 
 
@@ -42,21 +57,21 @@ def parse_duration(text: str) -> float:
         return inf
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in _TIMES:
-        raise UsageError(f"{text!r} is not a time; write it like 60s, 5m, 1h or indefinite")
+        raise UsageError(f"{shortened(text)!r} is not a time; write it like 60s, 5m, 1h or indefinite")
     return float(match[1]) * _TIMES[match[2].upper()]
 
 
 def parse_mode(text: str) -> int:
     """Permission bits in octal, `0444`."""
     if re.fullmatch(r"[0-7]{3,4}", text.strip()) is None:
-        raise UsageError(f"{text!r} is not a file mode; write it in octal like 0444")
+        raise UsageError(f"{shortened(text)!r} is not a file mode; write it in octal like 0444")
     return int(text, 8)
 
 
 def parse_count(text: str) -> int:
     """A whole number from 0."""
     if re.fullmatch(r"[0-9]{1,9}", text.strip()) is None:
-        raise UsageError(f"{text!r} is not a whole number")
+        raise UsageError(f"{shortened(text)!r} is not a whole number")
     return int(text)
 
 
@@ -67,7 +82,7 @@ def parse_flag(text: str) -> bool:
         return True
     if word in {"0", "false", "no", "off"}:
         return False
-    raise UsageError(f"{text!r} is neither true nor false")
+    raise UsageError(f"{shortened(text)!r} is neither true nor false")
 
 
 def parse_text(text: str) -> str:
@@ -80,7 +95,7 @@ def choice(*words: str) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text.strip().lower() not in words:
-            raise UsageError(f"{text!r} is not one of {', '.join(words)}")
+            raise UsageError(f"{shortened(text)!r} is not one of {', '.join(words)}")
         return text.strip().lower()
 
     return parse
@@ -193,24 +208,37 @@ class Config:
             raise UsageError("--memory-budget must be at least 16MiB, so that a read and its read-ahead fit")
         if self.max_cache_size is not None and self.max_cache_size < 4 * MIB:
             raise UsageError("--max-cache-size must be at least 4MiB; leave it out for no bound")
-        if self.max_connections < 1:
-            raise UsageError("--max-connections must be at least 1")
+        if not 1 <= self.max_connections <= MOST_CONNECTIONS:
+            raise UsageError(f"--max-connections must be from 1 to {MOST_CONNECTIONS}")
         if self.max_background < 1:
             raise UsageError("--max-background must be at least 1")
-        if self.endpoint_url is not None and not re.match(r"https?://[^/\s]+", self.endpoint_url):
-            raise UsageError(
-                f"--endpoint-url {self.endpoint_url!r} must start with http:// or https:// and name a host"
-            )
+        if self.endpoint_url is not None:
+            _check_endpoint(self.endpoint_url)
         if self.allow_other and self.allow_root:
             raise UsageError("--allow-other and --allow-root exclude each other; --allow-other includes root")
+
+
+def _check_endpoint(url: str) -> None:
+    # First, and without repeating it: else the password would stand in the process table, in logs, in every error.
+    if "@" in url:
+        raise UsageError(
+            "--endpoint-url must not hold a user or a password; S3 takes credentials from the environment, from "
+            "~/.aws or a --profile"
+        )
+    if not re.match(r"https?://[^/\s]+", url):
+        raise UsageError(f"--endpoint-url {shortened(url)!r} must start with http:// or https:// and name a host")
 
 
 def parse_source(text: str) -> tuple[str, str]:
     """`s3://bucket` or `s3://bucket/prefix/` as (bucket, prefix); a missing last slash of the prefix is added."""
     match = re.fullmatch(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,62})(?:/(.*))?", text, re.DOTALL)
     if match is None:
-        raise UsageError(f"{text!r} is not a source; write s3://bucket or s3://bucket/prefix/")
+        raise UsageError(f"{shortened(text)!r} is not a source; write s3://bucket or s3://bucket/prefix/")
     prefix = match[2] or ""
+    try:
+        prefix.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{text!r} is not UTF-8, as every key in S3 is") from None
     if prefix and not prefix.endswith("/"):
         prefix += "/"
     return match[1], prefix

@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import sys
 from typing import Any
 
@@ -17,7 +18,7 @@ from lazyfs.config import Config, parse_source
 from lazyfs.errors import LazyfsError, SetupError, UsageError
 from lazyfs.objects import Source
 from lazyfs.service import mounts
-from lazyfs.service.logs import set_up_logging
+from lazyfs.service.logs import set_up_logging, told
 
 SWITCH_INTERVAL = 0.0002
 """Seconds until a thread that waits for the interpreter gets it. With Python's 5 ms, the writer waited some 3 ms for
@@ -82,7 +83,7 @@ def mount(
         else:
             _start(config, settings, source, place)
     except LazyfsError as error:
-        background.tell(ready_fd, str(error).encode())
+        background.tell(ready_fd, told(str(error)).encode())
         raise
 
 
@@ -103,6 +104,9 @@ def _serve(config: Config, source: Source, mountpoint: str, ready_fd: int | None
 
     set_up_logging(config.log_level, config.log_format)
     os.umask(0o077)
+    # A dump of this process would hold credentials and gigabytes of weights. Not PR_SET_DUMPABLE, which would keep its
+    # own user from looking at it in /proc and with debuggers: who can do that can read ~/.aws as well.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     gc.freeze()
@@ -166,7 +170,7 @@ def status(mountpoint: str | None, as_json: bool) -> None:
         click.echo(json.dumps(found))
     else:
         for report in found:
-            click.echo(f"{report['source']} at {report['mountpoint']}: {report['health']}")
+            click.echo(told(f"{report['source']} at {report['mountpoint']}: {report['health']}"))
             if report["health"] == "ok":
                 store, chunks, kernel = report["store"], report["chunks"], report["kernel"]
                 click.echo(

@@ -4,6 +4,7 @@ Flag over environment over file over default; click does the layering, `config.p
 """
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lazyfs.config import Config, parse_flag
+from lazyfs.config import Config, parse_flag, shortened
 from lazyfs.errors import UsageError
 
 _WHERE = {
@@ -71,13 +72,13 @@ def _read_file(ctx: click.Context, _: click.Parameter, path: str | None) -> None
         found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # what is no TOML or no text, a number of 5,000 digits, nested lists
         raise UsageError(f"the configuration {path} is not TOML: {error}") from None
     known = {field.name for field in dataclasses.fields(Config)}
     named = {key.replace("-", "_"): value for key, value in found.items()}
     unknown = sorted(set(named) - known)
     if unknown:
-        raise UsageError(f"the configuration {path} has unknown settings: {', '.join(unknown)}")
+        raise UsageError(f"the configuration {path} has unknown settings: {shortened(', '.join(unknown))}")
     for key, value in named.items():
         if isinstance(value, dict | list):
             raise UsageError(f"{key} in the configuration {path} must be a single value")
@@ -117,6 +118,12 @@ def as_arguments(settings: list[Setting]) -> list[str]:
     return arguments
 
 
+def _quoted(words: str) -> str:
+    """A string of TOML. What is not UTF-8, as a path may be, has no place in one and becomes U+FFFD."""
+    plain = words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return json.dumps(plain, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def as_toml(settings: list[Setting]) -> str:
     """The configuration as a file that `--config` reads, each line with where its value came from."""
     lines = []
@@ -124,7 +131,6 @@ def as_toml(settings: list[Setting]) -> str:
         if setting.words is None:
             lines.append(f"# {flag_name(setting.name)} is not set")
         else:
-            words = setting.words.replace("\\", "\\\\").replace('"', '\\"')
-            value = words if words in ("true", "false") else f'"{words}"'
+            value = setting.words if setting.words in ("true", "false") else _quoted(setting.words)
             lines.append(f"{flag_name(setting.name)} = {value}  # {setting.where}")
     return "\n".join(lines)
