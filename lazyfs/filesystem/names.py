@@ -44,6 +44,8 @@ def problem(name: str) -> Hidden | None:
         return Hidden.EMPTY_NAME
     if name in (".", ".."):
         return Hidden.DOTS
+    if "/" in name:
+        return Hidden.OUTSIDE  # a common prefix of a server that does not know what a delimiter is
     if "\0" in name:
         return Hidden.NUL
     try:

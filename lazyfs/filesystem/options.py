@@ -8,7 +8,8 @@ def mount_options(source_url: str, *, allow_other: bool, allow_root: bool, noexe
 
     `fsname` is the source: some loaders turn memory mapping off for names of other products' mounts.
     """
-    options = {"fsname=" + source_url.replace(",", "\\,"), "subtype=lazyfs"}
+    # libfuse takes a backslash for itself (fuse_opt.c), and a comma without one for the end of the option.
+    options = {"fsname=" + source_url.replace("\\", "\\\\").replace(",", "\\,"), "subtype=lazyfs"}
     options |= {"ro", "nosuid", "nodev", "noatime", "default_permissions"}
     if allow_other:
         options.add("allow_other")

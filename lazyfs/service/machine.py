@@ -15,18 +15,21 @@ from lazyfs.objects import GIB, MIB
 log = logging.getLogger(__name__)
 
 
-def memory_limit() -> int:
-    """Bytes of memory this process may use: the least of the machine's and of every cgroup above it (v2 and v1)."""
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes of memory this process may use: the least of the machine's and of every cgroup above it (v2 and v1).
+
+    `root` is where /proc and /sys are.
+    """
     limit = 1 << 62
-    for line in _text(Path("/proc/meminfo")).splitlines():
+    for line in _text(root / "proc/meminfo").splitlines():
         if line.startswith("MemTotal:"):
             limit = int(line.split()[1]) * 1024
-    for line in _text(Path("/proc/self/cgroup")).splitlines():
+    for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            limit = min(limit, _least(Path("/sys/fs/cgroup"), path, "memory.max"))
+            limit = min(limit, _least(root / "sys/fs/cgroup", path, "memory.max"))
         elif "memory" in controllers.split(","):
-            limit = min(limit, _least(Path("/sys/fs/cgroup/memory"), path, "memory.limit_in_bytes"))
+            limit = min(limit, _least(root / "sys/fs/cgroup/memory", path, "memory.limit_in_bytes"))
     return limit
 
 
@@ -104,6 +107,6 @@ def _fusectl() -> Iterator[Path]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return ""

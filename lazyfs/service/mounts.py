@@ -37,19 +37,23 @@ class Mount:
 
 def mounts() -> list[Mount]:
     """All mounts that this process sees, in the order in which they were made."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.split()
-            dash = fields.index("-")
-            found.append(Mount(_plain(fields[4]), fields[dash + 1], _plain(fields[dash + 2]), fields[2], fields[5]))
-    return found
+    # As bytes: what else Python takes for the end of a line or for white space may stand in the name of a mountpoint,
+    # which any user may choose.
+    lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
+    return [mount_of(line) for line in lines if line]
 
 
-def _plain(field: str) -> str:
+def mount_of(line: bytes) -> Mount:
+    """The mount that a line of mountinfo speaks of (proc_pid_mountinfo(5))."""
+    fields = line.split(b" ")
+    dash = fields.index(b"-", 6)
+    at, kind, source, device, options = (fields[n] for n in (4, dash + 1, dash + 2, 2, 5))
+    return Mount(_plain(at), os.fsdecode(kind), _plain(source), os.fsdecode(device), os.fsdecode(options))
+
+
+def _plain(field: bytes) -> str:
     """Undo the octal escapes of blank, tab, newline and backslash."""
-    raw = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), os.fsencode(field))
-    return os.fsdecode(raw)
+    return os.fsdecode(re.sub(rb"\\([0-3][0-7]{2})", lambda m: bytes([int(m[1], 8)]), field))
 
 
 def mounted_at(mountpoint: str) -> Mount | None:

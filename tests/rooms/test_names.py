@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazyfs.filesystem.names import Hidden, Placed, place
+from lazyfs.filesystem.names import Hidden, Placed, place, problem
 
 PREFIX = "p/"
 
@@ -69,3 +69,10 @@ def test_a_key_has_the_place_that_the_rule_gives_it(rest: str, prefix: str) -> N
 )
 def test_the_rule_by_example(key: str, found: Placed | Hidden) -> None:
     assert place(key, "") == found
+
+
+def test_no_name_holds_a_slash() -> None:
+    """As one that is cut from a common prefix would, if a server took no notice of the delimiter. The kernel refuses
+    the whole directory then."""
+    assert problem("a/b") is Hidden.OUTSIDE
+    assert problem("a") is None
