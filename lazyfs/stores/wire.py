@@ -53,9 +53,9 @@ class Head:
 
     @property
     def length(self) -> int | None:
-        """The Content-Length; None where there is none, or no number that a length can be."""
+        """The Content-Length; None where there is none, or no number that Python reads (4,300 digits)."""
         text = self.headers.get("content-length", "")
-        return int(text) if re.fullmatch("[0-9]{1,19}", text) else None
+        return int(text) if re.fullmatch("[0-9]{1,4000}", text) else None
 
     @property
     def plain(self) -> bool:

@@ -59,7 +59,7 @@ def speaker() -> Iterator[Speaker]:
 def sound(head: Head) -> None:
     """What holds for every head."""
     assert 200 <= head.status <= 999
-    assert head.length is None or 0 <= head.length < 10**19
+    assert head.length is None or head.length >= 0
     assert all(name == name.lower() for name in head.headers)
     assert isinstance(head.keeps, bool)
     assert len(head.rest) < LONGEST_HEAD + HEAD_PIECE
@@ -179,7 +179,7 @@ def test_only_the_right_range_passes(first: str, last: str, size: str, status: i
 @pytest.mark.parametrize("digits", ["5", "0005", "9" * 30, "9" * 5000])
 def test_numbers_of_any_length(digits: str) -> None:
     """Python itself refuses to read more than 4,300 digits."""
-    assert Head(200, {"content-length": digits}, b"").length == (5 if len(digits) < 20 else None)
+    assert Head(200, {"content-length": digits}, b"").length == (int(digits) if len(digits) < 4000 else None)
     found = outcome(check_range, RangeAnswer(206, '"e"', f"bytes 0-4/{digits}", 5), VERSION, 0, 5)
     assert isinstance(found, ObjectChanged | Transient)
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from lazyfs.service.logs import JsonLines, TextLines, told
 
-
 LAST = r"FileNotFoundError: [Errno 2] No such file or directory: 'http://***@host/\x1b[31m'"
 
 
