@@ -19,7 +19,7 @@ from pathlib import Path
 from lazyfs.cache.audit import verify
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import MIB
-from tests.rooms.building import CacheMaker, chunk_on, keep, pattern, version_of
+from tests.rooms.building import CacheMaker, bury, chunk_on, keep, pattern, version_of
 
 DATA = [pattern(2 * MIB + 5, number) for number in range(3)]
 VERSIONS = [version_of(f"key-{number}", data) for number, data in enumerate(DATA)]
@@ -42,7 +42,7 @@ def use(place: Path) -> int:
         more = version_of("more", DATA[0])
         keep(disk, more, DATA[0], range(more.chunk_count))
         disk.discard(VERSIONS[1], 0)
-        disk._dig(disk._index.bury(8 * MIB))
+        bury(disk, 8 * MIB)
         if chunk_on(disk, more, 1) not in (None, DATA[0][MIB : 2 * MIB]):
             return 3
         maker.close(disk)

@@ -84,7 +84,7 @@ class Tokens(ThreadingHTTPServer):
         answers = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802 - http.server's name
+            def do_POST(self) -> None:
                 asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 answers.asked += "WebIdentityToken=who-we-are" in asked
                 found = json.loads(file.read_text())

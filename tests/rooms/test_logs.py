@@ -16,6 +16,7 @@ LAST = r"FileNotFoundError: [Errno 2] No such file or directory: 'http://***@hos
 
 def line(formatter: logging.Formatter, *words: object, failed: bool = False) -> str:
     """What the formatter makes of a warning."""
+    trace = None
     try:
         os.stat("http://user:canary@host/\x1b[31m")
     except OSError:
