@@ -8,8 +8,7 @@ def mount_options(source_url: str, *, allow_other: bool, allow_root: bool, noexe
 
     `fsname` is the source: some loaders turn memory mapping off for names of other products' mounts.
     """
-    # libfuse takes a backslash for itself (fuse_opt.c), and a comma without one for the end of the option.
-    options = {"fsname=" + source_url.replace("\\", "\\\\").replace(",", "\\,"), "subtype=lazyfs"}
+    options = {"fsname=" + _spelled(source_url), "subtype=lazyfs"}
     options |= {"ro", "nosuid", "nodev", "noatime", "default_permissions"}
     if allow_other:
         options.add("allow_other")
@@ -18,6 +17,13 @@ def mount_options(source_url: str, *, allow_other: bool, allow_root: bool, noexe
     if noexec:
         options.add("noexec")
     return options
+
+
+def _spelled(text: str) -> str:
+    """The text as libfuse reads it in an option (fuse_opt.c): a comma ends one, a backslash stands before three octal
+    digits, and pyfuse3 takes nothing but ASCII."""
+    raw = text.encode("utf-8", "surrogateescape")
+    return "".join(chr(byte) if 0x20 <= byte < 0x7F and byte not in b",\\" else f"\\{byte:03o}" for byte in raw)
 
 
 def advice(options: set[str]) -> str:

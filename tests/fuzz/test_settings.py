@@ -71,17 +71,21 @@ def test_sources(text: str) -> None:
 @example("\\")
 @example("\\101")
 def test_a_source_adds_no_option_to_the_mount(prefix: str) -> None:
-    """libfuse reads the options again: a backslash takes the next letter as it is, or three octal digits, and a comma
-    ends one (fuse_opt.c). What comes out must be the source."""
+    """libfuse reads the options again, which are ASCII: a backslash takes three octal digits of a byte, or the next
+    letter as it is, and a comma ends one (fuse_opt.c). What comes out must be the source."""
     options = mount_options(f"s3://bucket/{prefix}", allow_other=False, allow_root=False, noexec=False)
-    read = [[""]]
-    joined = iter(",".join(sorted(options)))
-    for letter in joined:
-        if letter == ",":
-            read.append([""])
+    joined, read, at = ",".join(sorted(options)).encode("ascii"), [bytearray()], 0
+    while at < len(joined):
+        if joined[at : at + 1] == b",":
+            read.append(bytearray())
+        elif octal := re.match(rb"\\([0-3][0-7]{2})", joined[at:]):
+            read[-1].append(int(octal[1], 8))
+            at += 3
         else:
-            read[-1].append(next(joined) if letter == "\\" else letter)
-    words = {"".join(word) for word in read}
+            at += joined[at : at + 1] == b"\\"
+            read[-1] += joined[at : at + 1]
+        at += 1
+    words = {word.decode() for word in read}
     assert words == {
         f"fsname=s3://bucket/{prefix}", "subtype=lazyfs", "ro", "nosuid", "nodev", "noatime", "default_permissions"
     }  # fmt: skip
