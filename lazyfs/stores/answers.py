@@ -104,7 +104,7 @@ def failure(status: int, code: str, message: str) -> StoreError:
     Without that word a 404 is somebody's on the way who does not find S3 now, as a load balancer whose servers restart;
     and a redirect that botocore could not follow is asked again, since where it leads may change.
     """
-    text = f"{code or status}: {message or 'no word of S3 with it'}"
+    text = f"{code or status}: {message or 'no word of S3 with it'}"[:MOST_WORDS]
     if code == "InvalidObjectState":
         return ArchivedObject(f"{text} (restore the object first)")
     if status in (412, 416) or code in {"PreconditionFailed", "InvalidRange"}:
