@@ -22,6 +22,9 @@ from lazyfs.errors import SetupError
 
 MARK = "lazyfs-cache.json"
 OPEN_MARK = "open"
+LONGEST_MARK = 4096
+"""Bytes of the mark that are read."""
+
 CLOSE_PATIENCE = 1.0
 """Seconds that an end waits for another daemon that is clearing the disk. Without, the next boot audits the index."""
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -53,10 +56,25 @@ class CacheDirectory:
             _check(path, create=create)
             for name in ("index", "objects", "daemons"):
                 _own_directory(path / name)
+            self._check_inside()
             self._room = os.open(path / "room", _FLAGS, 0o600)
             self._lock = _locked(self._daemon_file(self.daemon))
         except OSError as error:
             raise unusable(path, error) from None
+
+    def _check_inside(self) -> None:
+        """Nothing of ours is somebody else's under our name. LMDB follows a link in the place of its files, and writes
+        into what is behind it; a pipe is waited for. A directory there is only an index that cannot be used."""
+        for path in (self.index / "data.mdb", self.index / "lock.mdb"):
+            if path.is_symlink() or not path.is_dir():
+                _own_file(path)
+        for name in (OPEN_MARK, "room"):
+            _own_file(self.path / name)
+        with os.scandir(self.objects) as folders:
+            for folder in folders:
+                _own_directory(self.objects / folder.name)
+        if os.path.lexists(self._aside):
+            _own_directory(self._aside)
 
     @property
     def index(self) -> Path:
@@ -103,14 +121,14 @@ class CacheDirectory:
     def lost_power(self) -> bool:
         """Whether the machine stopped while a daemon had the index open: what it had not synced may be torn."""
         try:
-            return (self.path / OPEN_MARK).read_text() != _boot_id()
+            return (self.path / OPEN_MARK).read_bytes() != _boot_id().encode()
         except FileNotFoundError:
             return False
 
     def mark_open(self) -> None:
         """From now until `close`, a stop of the machine would leave the index as it happens to be on disk."""
         with contextlib.suppress(FileNotFoundError):
-            if (self.path / OPEN_MARK).read_text() == _boot_id():
+            if (self.path / OPEN_MARK).read_bytes() == _boot_id().encode():
                 return
         descriptor = os.open(self.path / OPEN_MARK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:
@@ -131,8 +149,9 @@ class CacheDirectory:
         Object files go first: a kill in between leaves an index that is set aside by the next start as well, where the
         other order would leave files that no index knows.
         """
+        _own_directory(self._aside)
         aside = self._aside / secrets.token_hex(8)
-        aside.mkdir(mode=0o700, parents=True)
+        aside.mkdir(mode=0o700)
         for name in ("objects", "index"):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).rename(aside / name)
@@ -232,6 +251,7 @@ def _check(path: Path, *, create: bool) -> None:
 def _check_mark(path: Path) -> None:
     mark = path / MARK
     temporary = path / f"{MARK}.new"  # what a kill may leave of the next lines
+    _own_file(mark)
     if not mark.exists():
         if any(found.name not in ("lost+found", temporary.name) for found in path.iterdir()):
             raise SetupError(
@@ -245,8 +265,9 @@ def _check_mark(path: Path) -> None:
         temporary.rename(mark)
         return
     try:
-        layout = json.loads(mark.read_text())["layout"]
-    except (ValueError, KeyError, TypeError):
+        with mark.open("rb") as marked:
+            layout = json.loads(marked.read(LONGEST_MARK))["layout"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         layout = None
     if layout != 1:
         raise SetupError(
@@ -267,14 +288,24 @@ def _own_directory(path: Path) -> None:
         raise SetupError(f"{path} cannot be made: {error.strerror}; choose another --cache-dir") from None
 
 
+def _own_file(path: Path) -> None:
+    """Make sure that what is there, if anything is, is a file of ours that has no other name: no link, no pipe."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+        raise SetupError(f"{path} is not a plain file of yours; remove it or choose another --cache-dir")
+
+
 def filesystem_type(path: Path) -> str:
     """The type of the filesystem that holds `path`, as /proc/self/mountinfo names it; empty if it cannot be told."""
     device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    kind = ""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.split()
-            if fields[2] == wanted:
-                kind = fields[fields.index("-") + 1]
-    return kind
+    wanted = b"%d:%d" % (os.major(device), os.minor(device))
+    kind = b""
+    # As bytes: any user may mount at a path with what Python takes for the end of a line or for white space.
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
+        fields = line.split(b" ")
+        if len(fields) > 6 and fields[2] == wanted:
+            kind = fields[fields.index(b"-", 6) + 1]
+    return os.fsdecode(kind)
