@@ -81,8 +81,15 @@ def test_a_stall_that_does_not_end(proxy: FaultProxy, mounter: Mounter, reader: 
     assert store["retries"] + store["restarts"] >= 1, "asked again, or behind its like and restarted"
 
 
-@pytest.mark.parametrize("refuse", [True, False], ids=["refused", "dropped"])
-@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("seconds", "refuse"),
+    [
+        pytest.param(4, True, id="4 s, refused"),
+        pytest.param(1, False, id="1 s, dropped"),
+        pytest.param(60, True, id="60 s, refused", marks=pytest.mark.slow),
+        pytest.param(60, False, id="60 s, dropped", marks=pytest.mark.slow),
+    ],
+)
 def test_an_outage_in_the_middle_of_a_mapped_load(
     proxy: FaultProxy, mounter: Mounter, reader: Reader, seconds: float, refuse: bool
 ) -> None:

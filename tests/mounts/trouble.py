@@ -35,6 +35,9 @@ CHECKSUM = {"x-amz-checksum-crc64nvme": base64.b64encode(crc64nvme(DATA).to_byte
 FAR = 3 * MIB
 """Offset of a page that nothing brings ahead of a first touch."""
 
+LONG = MIB // 2
+"""Bytes of a GET that is long enough to break in the middle, or to stall there."""
+
 ENOUGH = "--retry-budget=60s"
 """For trouble that passes: more than any of it lasts."""
 
@@ -49,7 +52,7 @@ def by_botocore(request: Request) -> bool:
 
 class Meet:
     """A hook: requests of a kind meet these troubles, one each, in the order in which they come. `met` are those that
-    did."""
+    did; not GETs of less than `LONG`, such as that of a file's last bytes, which end before most troubles begin."""
 
     def __init__(self, *troubles: Trouble, kind: str = "GET") -> None:
         self.met: list[Request] = []
@@ -59,11 +62,15 @@ class Meet:
 
     def __call__(self, request: Request) -> Fault | None:
         with self._lock:
-            if request.kind != self._kind or not self._left:
+            if request.kind != self._kind or not self._left or _short(request):
                 return None
             trouble = self._left.pop()
             self.met.append(request)
         return trouble.fault(request)
+
+
+def _short(request: Request) -> bool:
+    return request.range is not None and request.range[1] - request.range[0] < LONG
 
 
 def always(trouble: Trouble, kind: str = "GET") -> FaultHook:
