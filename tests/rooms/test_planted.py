@@ -81,8 +81,11 @@ def test_in_the_place_of_a_folder(cache: Path, outside: Path, name: str, what: s
     refused(cache, path)
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("what", ["link", "empty", "dangling", "hard link", "pipe", "folder"])
+PLANTED = [(name, what) for name in FILES for what in ("link", "empty", "dangling", "hard link", "pipe", "folder")]
+
+
+# A folder where LMDB has a file is an index that is none: set aside, and no reason to refuse a start.
+@pytest.mark.parametrize(("name", "what"), [one for one in PLANTED if one[1] != "folder" or "index" not in one[0]])
 def test_in_the_place_of_a_file(cache: Path, outside: Path, name: str, what: str) -> None:
     """A link to a file of somebody's, an empty one, or none, which would be made; a hard link; a pipe; a folder."""
     plants: dict[str, Callable[[Path], object]] = {
