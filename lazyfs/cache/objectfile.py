@@ -14,6 +14,7 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -144,7 +145,8 @@ class ObjectFiles:
                 # Cut first: else its blocks would live as long as another daemon has it open, unseen by every bound.
                 descriptor = self._opened(name, os.O_WRONLY)
                 os.ftruncate(descriptor.number, 0)
-                os.unlink(name, dir_fd=self._at.number)
+                folder, file = name.split("/")
+                os.unlink(file, dir_fd=self._folder(folder).number)
             return
         try:
             descriptor = self._opened(name, os.O_WRONLY)
@@ -191,7 +193,21 @@ class ObjectFiles:
         return descriptor
 
     def _opened(self, name: str, flags: int) -> _Descriptor:
-        return _Descriptor(os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._at.number))
+        """Nothing but a plain file with no other name, by way of no link; a pipe in its place is not waited for."""
+        folder, file = name.split("/")
+        at = self._folder(folder)
+        found = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=at.number)
+        descriptor = _Descriptor(found)
+        status = os.fstat(found)
+        # No other name, but none at all is fine: somebody has evicted it since.
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise OSError(errno.EPERM, "not a plain file of the cache", name)
+        return descriptor
+
+    def _folder(self, name: str) -> _Descriptor:
+        """Opened on its own: O_NOFOLLOW is for the last name of a path only."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return _Descriptor(os.open(name, flags, dir_fd=self._at.number))
 
 
 def _name(object_id: bytes, generation: int) -> str:
