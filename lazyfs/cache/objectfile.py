@@ -146,7 +146,8 @@ class ObjectFiles:
                 descriptor = self._opened(name, os.O_WRONLY)
                 os.ftruncate(descriptor.number, 0)
                 folder, file = name.split("/")
-                os.unlink(file, dir_fd=self._folder(folder).number)
+                at = self._folder(folder)  # a name of its own: it is closed when nobody refers to it
+                os.unlink(file, dir_fd=at.number)
             return
         try:
             descriptor = self._opened(name, os.O_WRONLY)
