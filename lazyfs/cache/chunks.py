@@ -34,6 +34,12 @@ BRINGING = "bringing"
 FORGET_AGAIN = 8
 """Times that a disk which does not forget is asked again, after pauses that double from 0.1 s: 25 s in all."""
 
+TOGETHER = 3
+"""Attempts to have both chunks of a read in memory at once."""
+
+COPIES = 4
+"""Reads at once that hold a copy while they wait for another chunk."""
+
 SMALL_READ = 2 * BLOCK_SIZE
 """A read up to this size of a chunk that is on disk and wanted by no stream reads only its blocks, not the chunk."""
 
@@ -74,6 +80,7 @@ class ChunkCache:
         # Set, and replaced, when memory may have become free; `_short` readers wait for that.
         self._room = trio.Event()
         self._short = 0
+        self._copies = trio.Semaphore(COPIES)
         self.writer = Writer(disk=disk, memory=memory, nursery=nursery, workers=workers, made_room=self._made_room)
         self._flights = Flights(
             store=store,
@@ -176,7 +183,21 @@ class ChunkCache:
         return await self._read_across(version, start, stop)
 
     async def _read_across(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
-        """Chunk by chunk, copying each before waiting for the next: a pin held across a wait could be a deadlock."""
+        """Bytes that lie in several chunks, copied. A pin held across a wait could be a deadlock, and a copy is memory
+        beyond the budget: so the two of a read of the kernel's are waited for first, and copied when both are there,
+        which leaves no copy waiting. Else it is done chunk by chunk, for a few reads at once."""
+        numbers = chunk_range(start, stop)
+        for _ in range(TOGETHER if len(numbers) == 2 else 0):
+            for number in numbers:
+                if self._memory.get((version.object_id, number)) is None:
+                    await self._obtain(version, number)
+            if all(self._memory.get((version.object_id, number)) is not None for number in numbers):
+                return await self._copy(version, start, stop)
+        async with self._copies:
+            return await self._copy(version, start, stop)
+
+    async def _copy(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
+        """Chunk by chunk, waiting for those that are not here."""
         whole = memoryview(bytearray(stop - start))
         for number in chunk_range(start, stop):
             base = number * CHUNK_SIZE

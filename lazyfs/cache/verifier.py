@@ -113,6 +113,7 @@ class Verifier:
         self._quiet_until = -math.inf
         self._counts = dict.fromkeys(("verified", "without", "wrong", "mended", "refused"), 0)
         self._passing = Passing(disk)
+        self._unsettled: dict[bytes, ObjectVersion] = {}
         # Witnesses of versions that agreed, but of which some is not on disk, and so no verdict is kept.
         self._agreed: OrderedDict[bytes, str] = OrderedDict()
         chunks.writer.on_kept = self.kept
@@ -131,9 +132,19 @@ class Verifier:
         return None
 
     def kept(self, version: ObjectVersion) -> None:
-        """Some of the version came to be on disk, or was given up by it: if all of it is here or was, look at it."""
-        if self._automatic and self._open(version) and self._passing.complete(version):
+        """Some of the version came to be on disk, or was given up by it: if all of it is here, look at it; if all of it
+        was, once nothing more of anything is going to be."""
+        if not self._automatic:
+            return
+        if self._disk.generation(version) is None:
+            self._unsettled[version.object_id] = version
+        elif self._open(version):
             self._begin(version, whole=False)
+        if not self._chunks.writer:
+            settled, self._unsettled = self._unsettled, {}
+            for one in settled.values():
+                if self._open(one) and self._passing.complete(one):
+                    self._begin(one, whole=False)
 
     def opened(self, version: ObjectVersion) -> None:
         """Somebody is going to read the version."""

@@ -76,10 +76,10 @@ class Endpoint:
         if not scope.cancelled_caught:
             await trio.sleep(self._rng.random() * min(SPREAD, seconds))
 
-    async def held(self) -> None:
-        """Wait as a newcomer for an endpoint that is down; nothing for one that is not."""
+    async def held(self, most: float) -> None:
+        """Wait as a newcomer for an endpoint that is down, `most` seconds; nothing for one that is not."""
         if (seconds := self._held_until - self._clock()) > 0:
-            await self.wait(seconds * (1 + self._rng.random()))
+            await self.wait(min(most, seconds * (1 + self._rng.random())))
 
     def _drawn(self, failures: int) -> float:
         step = FIRST_PAUSE if failures <= 1 else min(FIRST_PAUSE * 2.0 ** min(failures - 1, 30), LONGEST_PAUSE)

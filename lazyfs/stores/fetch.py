@@ -214,9 +214,12 @@ class PatientStore:
         budget = self._retry_budget if budget is None else min(budget, self._retry_budget)
         trial = _Trial()
         attempts = failures = counted = 0
-        failing_since = 0.0
+        failing_since: float | None = None
         while True:
-            await self._endpoint.held()
+            if self._endpoint.down:
+                # Waiting with the rest is failing too: who comes late has no more patience than who came first.
+                failing_since = self._clock() if failing_since is None else failing_since
+                await self._endpoint.held(budget)
             attempts += 1
             try:
                 found = await ask(trial)
@@ -225,9 +228,8 @@ class PatientStore:
                 self._counts["slow_downs"] += error.slow_down
                 self._endpoint.failed(trial.sent, slow_down=error.slow_down)
                 if trial.done - counted >= PROGRESS:
-                    failures, counted = 0, trial.done
-                if not failures:
-                    failing_since = now
+                    failures, counted, failing_since = 0, trial.done, None
+                failing_since = now if failing_since is None else failing_since
                 failures += 1
                 wait = self._endpoint.pause(failures)
                 if now - failing_since + wait > budget:

@@ -96,6 +96,18 @@ async def test_newcomers_wait_for_an_endpoint_that_is_down(autojump_clock: MockC
     bench.idle()
 
 
+async def test_newcomers_have_no_more_patience_than_others(autojump_clock: MockClock) -> None:
+    """Waiting for the endpoint counts: whoever comes in an outage gets the error within the budget."""
+    bench = Bench(retry_budget=2)
+    bench.faults = lambda call: Fault(BROKEN)
+    for _ in range(6):
+        came = trio.current_time()
+        with pytest.raises(Unreachable):
+            await bench.read()
+        assert trio.current_time() - came <= 2
+    bench.idle()
+
+
 async def test_the_first_answer_ends_every_pause(autojump_clock: MockClock) -> None:
     """Twenty readers are in pauses of seconds when the server is back: one finds out, and the others follow at once."""
     bench = Bench(connections=32)
