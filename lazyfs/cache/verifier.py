@@ -140,7 +140,7 @@ class Verifier:
             self._unsettled[version.object_id] = version
         elif self._open(version):
             self._begin(version, whole=False)
-        if not self._chunks.writer:
+        if not self._chunks.writer.busy:
             settled, self._unsettled = self._unsettled, {}
             for one in settled.values():
                 if self._open(one) and self._passing.complete(one):

@@ -56,11 +56,17 @@ class Writer:
         """Called with each version of which chunks came to be on disk, or were given up."""
         self.on_fresh: Callable[[Verified], None] | None = None
         """Called with each chunk that came, whether it will be kept or not."""
+        self._batches = 0
         self.kept = 0
         self.unkept = 0
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a chunk waits to be written, or is being written."""
+        return bool(self._queue) or self._batches > 0
 
     def put(self, verified: Verified, chunk: Chunk) -> None:
         """Write this chunk soon, or not at all if too many wait already."""
@@ -98,7 +104,11 @@ class Writer:
         """Write everything that is queued now."""
         while self._queue:
             batch = [self._queue.popleft() for _ in range(min(WRITE_BATCH, len(self._queue)))]
-            kept = await self.step(self._disk.keep, [verified for verified, _ in batch]) or 0
+            self._batches += 1
+            try:
+                kept = await self.step(self._disk.keep, [verified for verified, _ in batch]) or 0
+            finally:
+                self._batches -= 1
             self.kept += kept
             self.unkept += len(batch) - kept
             for _, chunk in batch:
