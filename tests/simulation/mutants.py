@@ -59,6 +59,9 @@ MUTANTS = {
     "a broken body is resumed a byte late": Edit(FETCH, "start + base, tail", "start + base + (base > 0), tail"),
     "a resumed read counts from nothing": Edit(FETCH, "trial.done = base + count", "trial.done = count"),
     "a broken body is the end": Edit(FETCH, "if now - failing_since + wait > budget:", "if True:"),
+    # Whole objects.
+    "what is brought waits for readers": Edit(CHUNKS, "pushing = urgent or not self._flights", "pushing = urgent"),
+    "a disk that does not forget is believed": Edit(CHUNKS, "elif not gone and pauses", "elif False"),
     # Read-ahead.
     "a file that is closed keeps its share": Edit(FILES, "            found.close()\n", ""),
 }

@@ -46,11 +46,13 @@ class DiskFaults:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """At `time`, the object of that number is overwritten, or deleted and put again later."""
+    """At `time`, the object of that number is overwritten, or deleted and put again later: a new version of it, or,
+    `back`, the one that was there first."""
 
     time: float
     number: int
-    deleted_for: float = 0.0
+    deleted_for: float
+    back: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,7 @@ def _disk_faults(dice: random.Random) -> DiskFaults:
 
 def _changes(dice: random.Random, objects: int) -> tuple[Change, ...]:
     make: Callable[[], Change] = lambda: Change(  # noqa: E731 - drawn in the order of writing
-        dice.uniform(0, 1.5), dice.randrange(objects), dice.choice((0.0, 0.0, 0.5))
+        dice.uniform(0, 1.5), dice.randrange(objects), dice.choice((0.0, 0.0, 0.5)), dice.random() < 0.3
     )
     return tuple(sorted((make() for _ in range(dice.choice((0, 0, 1, 2, 5)))), key=lambda change: change.time))
 

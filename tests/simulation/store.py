@@ -1,6 +1,7 @@
 """A store in memory whose network takes time and fails as its script says, under the promises of `base.Store`."""
 
 import hashlib
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class SimulatedStore:
         self._objects: dict[str, ObjectVersion] = {}
         self._contents: dict[bytes, memoryview] = {}
         self._lies: dict[bytes, int] = {}
+        self._history: dict[str, list[tuple[float, ObjectVersion | None]]] = {}
         self._writes = 0
         self.active = 0
         self.coming: set[tuple[bytes, int]] = set()
@@ -68,13 +70,16 @@ class SimulatedStore:
         """Nothing goes wrong from now on."""
         self._faults = StoreFaults()
 
-    def put(self, key: str, size: int) -> ObjectVersion:
-        """A new version of that many bytes."""
+    def put(self, key: str, size: int, *, back: bool = False) -> ObjectVersion:
+        """A new version of that many bytes, or, `back`, the first that the key had."""
+        if back:
+            self._becomes(key, self._history[key][0][1])
+            return self._objects[key]
         self._writes += 1
         version = ObjectVersion(PLACE, key, f'"{self._writes}"', size)
         at = self._dice.randrange(len(POOL) - size)
         self._contents[version.object_id] = memoryview(POOL)[at : at + size]
-        self._objects[key] = version
+        self._becomes(key, version)
         return version
 
     def lie(self, version: ObjectVersion, offset: int) -> None:
@@ -87,11 +92,22 @@ class SimulatedStore:
 
     def delete(self, key: str) -> None:
         """Remove the object."""
-        del self._objects[key]
+        self._becomes(key, None)
+
+    def _becomes(self, key: str, version: ObjectVersion | None) -> None:
+        self._history.setdefault(key, []).append((self._clock(), version))
+        self._objects.pop(key, None)
+        if version is not None:
+            self._objects[key] = version
 
     def current(self, version: ObjectVersion) -> bool:
         """Whether the key holds this version."""
         return self._objects.get(version.key) == version
+
+    def current_since(self, version: ObjectVersion, time: float) -> bool:
+        """Whether the key has held this version from then on."""
+        last = max((at for at, other in self._history[version.key] if other == version), default=math.inf)
+        return self.current(version) and last <= time
 
     def content(self, version: ObjectVersion) -> memoryview:
         """The bytes of a version, also of one that is gone."""

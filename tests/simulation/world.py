@@ -121,8 +121,8 @@ class World:
 
     # ---- objects
 
-    def _put(self, name: str, size: int) -> None:
-        version = self.store.put(name, size)
+    def _put(self, name: str, size: int, *, back: bool = False) -> None:
+        version = self.store.put(name, size, back=back)
         self._inodes += 1
         info = ObjectInfo(name, version.etag, size, 0)
         self.root.children[name] = File(self._inodes, name, self.root, version, info)
@@ -157,7 +157,7 @@ class World:
             if change.deleted_for:
                 self.store.delete(name)
                 await trio.sleep(change.deleted_for)
-            self._put(name, file.version.size)
+            self._put(name, file.version.size, back=change.back)
         self.changed.set()
 
     def heal(self) -> None:
@@ -169,14 +169,14 @@ class World:
 
     # ---- what must hold
 
-    def judge(self, file: File, error: LazyfsError) -> None:
-        """Whether the script allows a read of the file to fail in this way now."""
+    def judge(self, file: File, began: float, error: LazyfsError) -> None:
+        """Whether the script allows a read of the file, begun then, to fail in this way now."""
         version, now = file.version, trio.current_time()
         if isinstance(error, Corrupt) and (file.spoiled or version.object_id in self._always):
             return
         allowed: dict[type[LazyfsError], bool] = {
-            ObjectChanged: not self.store.current(version),
-            NotFound: not self.store.current(version),
+            ObjectChanged: not self.store.current_since(version, began),
+            NotFound: not self.store.current_since(version, began),
             AccessDenied: self.script.denied(now),
             Unreachable: self.script.hopeless(now),
         }
@@ -347,6 +347,7 @@ class Life:
     async def _read(self, reader: int, opened: OpenFile, read: Read, dice: random.Random | None) -> None:
         """One read: the right bytes, or an error that the script allows, in time."""
         world, version, (offset, size) = self._world, opened.file.version, read
+        began = trio.current_time()
         patience, nervous = LONGEST_READ[self._script.kind], False
         if dice is not None and dice.random() < self._script.cancels:
             nervous = True
@@ -359,7 +360,7 @@ class Life:
                 found = bytes(await opened.read(offset, size))
             except LazyfsError as error:
                 world.note("reader", reader, version.key, offset, size, type(error).__name__)
-                world.judge(opened.file, error)
+                world.judge(opened.file, began, error)
                 return
             finally:
                 world.reading.pop(scope, None)
