@@ -181,7 +181,8 @@ class Index:
             with self._transaction() as txn:
                 txn.put(version.object_id, fresh, overwrite=False, db=self._objects)
                 value = txn.get(version.object_id, db=self._objects)
-        return int(OBJECT.unpack_from(value or fresh)[0])
+        with self._translating():
+            return int(OBJECT.unpack_from(value or fresh)[0])
 
     def claim(self, daemon: int, runs: list[Run], size: int, bound: int) -> Answer:
         """Speak for `size` bytes before they are written into `runs`, if `used` then stays within `bound` bytes.

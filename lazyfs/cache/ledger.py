@@ -57,6 +57,10 @@ class Answer(enum.Enum):
         return self is Answer.GRANTED
 
 
+LRU_KEY_SIZE = 8 + 16 + 4
+"""Bytes of a last use, an object_id and the number of a segment."""
+
+
 class Transaction(Protocol):
     """What is needed of `lmdb.Transaction`."""
 
@@ -215,6 +219,9 @@ class Ledger:
                 if not cursor.set_range(position):
                     break
                 entry = bytes(cursor.key())
+            if len(entry) != LRU_KEY_SIZE:
+                self._txn.delete(entry, db=self._at.lru)  # damaged, and would be met first by every eviction
+                continue
             bytes_ = self._bury_segment(entry[8:], claimed)
             if bytes_ is None:
                 position = entry + b"\0"
@@ -279,8 +286,9 @@ class Ledger:
         """Forget the object, its segments and their uses; one grave for the whole file."""
         generation, size, present = OBJECT.unpack_from(found)
         freed = present * CHUNK_SIZE
-        for segment in range(-(-chunks_of(size) // SEGMENT_CHUNKS)):
-            key = segment_key(object_id, segment)
+        # Those that there are, and not those that the size says: a damaged record says 2^60 bytes.
+        for key in self._segments_of(object_id):
+            segment = int.from_bytes(key[len(object_id) :], "big")
             value = self._txn.pop(key, db=self._at.segments)
             if value is not None and len(value) >= HEAD.size:
                 _, last_use, bits = HEAD.unpack_from(value)
@@ -289,6 +297,15 @@ class Ledger:
                 freed += segment_size(size, segment, bits) - bits.bit_count() * CHUNK_SIZE
         self._txn.delete(object_id, db=self._at.objects)
         return self._put_grave(Run(object_id, generation, 0, WHOLE_FILE), freed)
+
+    def _segments_of(self, object_id: bytes) -> list[bytes]:
+        keys = []
+        with self._txn.cursor(self._at.segments) as cursor:
+            more = cursor.set_range(object_id)
+            while more and bytes(cursor.key()[: len(object_id)]) == object_id:
+                keys.append(bytes(cursor.key()))
+                more = cursor.next()
+        return keys
 
     # ---- records
 
