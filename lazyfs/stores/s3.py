@@ -1,8 +1,7 @@
 """S3 and what speaks like it, through boto3.
 
 Its job: build requests, check that a response is what was asked for, and translate every failure. Asks once; asking
-again is `fetch.py`'s. boto3 blocks, so each call runs in a thread. One client for each mount (clients are thread safe),
-made once because making one costs about 50 ms; credentials stay botocore's affair, which refreshes them.
+again is `fetch.py`'s. boto3 blocks, so each call runs in a thread.
 
 GETs are most of the work, so they have a quicker way: botocore sends the first, `signing` learns from it, and the next
 ones go over `wire`. What is unusual there (a redirect, a chunked body) goes by botocore again.
@@ -17,20 +16,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import boto3
 import botocore.exceptions
 import trio
 import urllib3.exceptions
-from botocore import UNSIGNED
-from botocore.config import Config
 
-from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, SetupError, StoreError, Transient
+from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, StoreError, Transient
 from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion
 from lazyfs.stores.answers import RangeAnswer, check_range, coding, failure, full_checksums, opaque
 from lazyfs.stores.base import Arrived, Claim
+from lazyfs.stores.client import Connection
 from lazyfs.stores.quick import read_quickly
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
-from lazyfs.stores.wire import CONNECT_TIMEOUT, PIECE_SIZE, STALL_TIMEOUT, Wires
+from lazyfs.stores.wire import PIECE_SIZE, Wires
 
 T = TypeVar("T")
 
@@ -70,40 +67,30 @@ class S3Store:
         # How to go the quick way, once it is known; replaced as a whole, by whatever thread has the lock.
         self._quick: tuple[Pattern, Wires] | None = None
         self._learning = threading.Lock()
-        try:
-            session = boto3.session.Session(profile_name=profile)
-            # Any: the stubs type each of the 300 calls, and not the raw body that is read here.
-            self._client: Any = session.client(
-                "s3",
-                endpoint_url=endpoint_url,
-                region_name=region or session.region_name or "us-east-1",
-                verify=ca_bundle,
-                config=Config(
-                    signature_version=UNSIGNED if no_sign_request else "s3v4",
-                    s3={"addressing_style": "path" if force_path_style or endpoint_url else "auto"},
-                    # All asking again is fetch.py's: two retriers multiply.
-                    retries={"total_max_attempts": 1, "mode": "standard"},
-                    # Servers other than AWS stumble over the checksums newer SDKs add by default.
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                    connect_timeout=CONNECT_TIMEOUT,
-                    read_timeout=STALL_TIMEOUT,
-                    max_pool_connections=max_connections + 8,
-                    tcp_keepalive=True,
-                ),
-            )
-        except botocore.exceptions.ProfileNotFound as error:
-            raise SetupError(f"{error}; see `aws configure list-profiles`") from error
-        except (botocore.exceptions.BotoCoreError, ValueError, OSError) as error:
-            raise SetupError(f"cannot set up S3: {error}") from error
-        self._client.meta.events.register("before-call.s3.HeadBucket", _as_it_is)
-        self.signer = Signer(self._client, None if no_sign_request else session.get_credentials())
+        self._connection = Connection(
+            endpoint_url=endpoint_url,
+            region=region,
+            profile=profile,
+            no_sign_request=no_sign_request,
+            path_style=force_path_style or endpoint_url is not None,
+            ca_bundle=ca_bundle,
+            connections=max_connections,
+        )
+
+    @property
+    def _client(self) -> Any:
+        return self._connection.ready()[0]
+
+    @property
+    def signer(self) -> Signer:
+        """Of the client."""
+        return self._connection.ready()[1]
 
     def close(self) -> None:
         """Close the connections that are idle; no read is under way."""
         if self._quick is not None:
             self._quick[1].close()
-        self._client.close()
+        self._connection.close()
 
     async def list(self, prefix: str) -> Listing:
         """See `base.Store.list`: ListObjectsV2 with delimiter `/`, all pages; keys come url-encoded and are decoded."""
@@ -280,12 +267,6 @@ def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:
             offset += count
             received += count
             arrived(received)
-
-
-def _as_it_is(params: dict[str, Any], **_: Any) -> None:
-    """Let the HEAD of a bucket, by which botocore finds out where a request was redirected to, not be redirected
-    itself: botocore would send another one to find out where to, 80 of them until Python ends the recursion."""
-    params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _pinned(version: ObjectVersion) -> dict[str, str]:

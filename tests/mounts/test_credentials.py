@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounts.contents import MIB, pages
-from tests.mounts.mounting import Mounter, environment, outlive_moment
+from tests.mounts.mounting import Mounter, environment, outlive_moment, wait_until
 from tests.mounts.reader import Reader, ReaderDied
 from tests.mounts.test_cache import sum_of
 from tests.servers.fast import FastS3Server
@@ -196,6 +196,29 @@ def test_what_is_cached_outlives_the_credentials(
     assert reader.call("digest", str(mount.path / "weights")) == sum_of(DATA)
     assert mount.stats()["pid"] == mount.pid
     assert "canary" not in mount.logged()
+
+
+def test_a_warm_start_needs_no_credentials(
+    s3: FastS3Server, mounter: Mounter, reader: Reader, rotation: Rotation
+) -> None:
+    """P4: the command that gives them is broken when the mount starts. What is cached is read, what is not fails after
+    the retry budget, and both go on when there are credentials."""
+    expect = ["there are no credentials yet", "cannot list '', going on with", "read failed with EIO: .*weights"]
+    rotation.rotating = False
+    options = (*OPTIONS, "--metadata-ttl=0s", "--retry-budget=1s")
+    mount = mounter.mount(s3, "s3://models", *options, env=by_process(mounter.work))
+    assert reader.call("digest", str(mount.path / "other")) == sum_of(DATA[: 4 * MIB])
+    mount.settle()
+    wait_until(lambda: mount.stats()["verified"]["under_way"] == 0, "it is verified")
+    assert mount.unmount() == 0
+    (mounter.work / "credentials.json").unlink()
+    again = mounter.mount(s3, "s3://models", *options, env=by_process(mounter.work), expect=expect)
+    assert reader.call("digest", str(again.path / "other")) == sum_of(DATA[: 4 * MIB])
+    with pytest.raises(OSError, match="Input/output error"):
+        reader.call("digest", str(again.path / "weights"))
+    rotation.issue(rotation.taken)
+    assert reader.call("digest", str(again.path / "weights")) == sum_of(DATA)
+    assert again.unmount() == 0
 
 
 def test_credentials_that_are_expired_when_they_come(

@@ -16,8 +16,8 @@ ORDER = ("nouns", "stores", "cache", "reading", "filesystem", "service", "cli")
 NOUNS = {"__init__", "errors", "objects", "config"}
 
 ONLY_IN = {
-    "boto3": ("stores/s3.py",),
-    "botocore": ("stores/s3.py", "stores/signing.py"),
+    "boto3": ("stores/client.py",),
+    "botocore": ("stores/client.py", "stores/s3.py", "stores/signing.py"),
     "urllib3": ("stores/s3.py",),
     "lmdb": ("cache/index.py",),
     "pyfuse3": ("filesystem/fuse.py",),

@@ -1,0 +1,102 @@
+"""boto3's client of a bucket's endpoint, made when there are credentials to make it with: the only importer of boto3.
+
+Its job: every setting of the client, with its reason. One client for each mount (clients are thread safe), made once
+because making one costs about 50 ms; credentials stay botocore's affair, which refreshes them. Must not know what is
+asked. Any thread.
+"""
+
+import logging
+import threading
+from typing import Any
+
+import boto3
+import botocore.exceptions
+from botocore import UNSIGNED
+from botocore.config import Config
+
+from lazyfs.errors import SetupError, Transient
+from lazyfs.stores.signing import Signer
+from lazyfs.stores.wire import CONNECT_TIMEOUT, STALL_TIMEOUT
+
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """A client and the signer that watches it."""
+
+    def __init__(
+        self,
+        *,
+        endpoint_url: str | None,
+        region: str | None,
+        profile: str | None,
+        no_sign_request: bool,
+        path_style: bool,
+        ca_bundle: str | None,
+        connections: int,
+    ) -> None:
+        """Sends nothing to S3. `SetupError` for a profile or a CA bundle that does not exist."""
+        try:
+            self._session = boto3.session.Session(profile_name=profile)
+        except botocore.exceptions.ProfileNotFound as error:
+            raise SetupError(f"{error}; see `aws configure list-profiles`") from error
+        self._unsigned = no_sign_request
+        self._arguments: dict[str, Any] = {
+            "endpoint_url": endpoint_url,
+            "region_name": region,
+            "verify": ca_bundle,
+            "config": Config(
+                signature_version=UNSIGNED if no_sign_request else "s3v4",
+                s3={"addressing_style": "path" if path_style else "auto"},
+                # All asking again is fetch.py's: two retriers multiply.
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                # Servers other than AWS stumble over the checksums newer SDKs add by default.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                connect_timeout=CONNECT_TIMEOUT,
+                read_timeout=STALL_TIMEOUT,
+                max_pool_connections=connections + 8,
+                tcp_keepalive=True,
+            ),
+        }
+        self._lock = threading.Lock()
+        self._made: tuple[Any, Signer] | None = None
+        try:
+            self.ready()
+        except Transient as error:
+            # Whoever gives them may do so later, and until then the cache is read without.
+            log.warning("there are no credentials yet: %s", error)
+        except (botocore.exceptions.BotoCoreError, ValueError, OSError) as error:
+            raise SetupError(f"cannot set up S3: {error}") from error
+
+    def ready(self) -> tuple[Any, Signer]:
+        """The client, any because the stubs type each of the 300 calls and not the raw body that is read here, and its
+        signer. `Transient` while who shall give the credentials does not."""
+        with self._lock:
+            if self._made is None:
+                try:
+                    self._made = self._make()
+                except (
+                    botocore.exceptions.CredentialRetrievalError,
+                    botocore.exceptions.MetadataRetrievalError,
+                ) as error:
+                    raise Transient(f"{type(error).__name__}: {error}") from error
+            return self._made
+
+    def _make(self) -> tuple[Any, Signer]:
+        session, arguments = self._session, self._arguments
+        region = arguments["region_name"] or session.region_name or "us-east-1"
+        made: Any = session.client("s3", **{**arguments, "region_name": region})
+        made.meta.events.register("before-call.s3.HeadBucket", _as_it_is)
+        return made, Signer(made, None if self._unsigned else session.get_credentials())
+
+    def close(self) -> None:
+        """Close the client's connections that are idle."""
+        if self._made is not None:
+            self._made[0].close()
+
+
+def _as_it_is(params: dict[str, Any], **_: Any) -> None:
+    """Let the HEAD of a bucket, by which botocore finds out where a request was redirected to, not be redirected
+    itself: botocore would send another one to find out where to, 80 of them until Python ends the recursion."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
