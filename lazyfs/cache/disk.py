@@ -77,6 +77,7 @@ class Disk:
         self._patience = PATIENCE
         self.evicted_bytes = 0
         self._scratch = Scratch()
+        self._closed = False
         self.failures = 0
         """How often the index could not be read, or the disk not cleared."""
         try:
@@ -230,7 +231,8 @@ class Disk:
             self._dig_if_alone()
 
     def close(self) -> None:
-        """Flush the index and leave the directory."""
+        """Flush the index and leave the directory. Whoever still asks for something is told that it is not there."""
+        self._closed = True
         self._files.close()
         try:
             self._index.close()
@@ -329,6 +331,8 @@ class Disk:
 
     def _failed(self, error: object) -> None:
         """Count a failure of the disk, and say so once in a while."""
+        if self._closed:
+            return
         self.failures += 1
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + QUIET

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import lmdb
 import pytest
@@ -87,6 +88,18 @@ def start(
 def ranges(server: FastS3Server) -> list[Request]:
     """The GETs of bytes since the last time; what asks for an object's digest is none."""
     return [request for request in server.take_log() if request.kind == "GET" and request.range is not None]
+
+
+def completed(path: Path) -> None:
+    """Have all of a file on disk: what a busy disk could not take in time is fetched again."""
+    os.getxattr(path, "user.lazyfs.verify")
+
+    def done() -> dict[str, str] | None:
+        job: dict[str, str] = json.loads(os.getxattr(path, "user.lazyfs.verifying"))
+        return job if job["step"] == "done" else None
+
+    job = wait_until(done, "it is verified")
+    assert job["outcome"], job["words"]
 
 
 def of_place(name: str) -> dict[str, bytes]:
@@ -179,7 +192,7 @@ def test_a_rolling_restart_keeps_everything_warm(
     old = start(mounter, buckets, "one")
     for key, data in of_place("one").items():
         assert readers["one"].call("digest", str(old.path / key)) == sum_of(data)
-    old.settle()
+        completed(old.path / key)
     for number, end in enumerate(("unmount", "SIGTERM", "SIGKILL")):
         buckets.take_log()
         new = start(mounter, buckets, ("two", "one")[number % 2])

@@ -183,9 +183,15 @@ class IndexMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_spoken_for_is_the_sum(self) -> None:
         """Chunks, graves, claims, and the file of the index itself."""
-        own = (self.path / "data.mdb").stat().st_blocks * 512
         claimed = sum(size for _, size in self.claimed.values())
-        assert self.index.used() == self.total() + sum(self.graves.values()) + claimed + own
+        spoken_for = self.total() + sum(self.graves.values()) + claimed
+        before = self.own_size()
+        own = self.index.used() - spoken_for
+        # A filesystem that allocates late has given the file more, or less, by the time one looks.
+        assert own in (before, self.own_size())
+
+    def own_size(self) -> int:
+        return (self.path / "data.mdb").stat().st_blocks * 512
 
     @invariant()
     def what_is_unfinished_is_remembered(self) -> None:

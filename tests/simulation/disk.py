@@ -85,8 +85,11 @@ class SimulatedDisk(Disk):
 
     def cached_bytes(self, version: ObjectVersion) -> int:
         """See `Disk.cached_bytes`."""
-        count = sum(object_id == version.object_id for object_id, _ in self._chunks)
-        return min(version.size, count * CHUNK_SIZE)
+        return min(version.size, self.cached_chunks(version) * CHUNK_SIZE)
+
+    def cached_chunks(self, version: ObjectVersion) -> int:
+        """See `Disk.cached_chunks`."""
+        return sum(object_id == version.object_id for object_id, _ in self._chunks)
 
     def read(self, version: ObjectVersion, first: int, kept: Sequence[Kept], into: Sequence[memoryview]) -> list[bool]:
         """See `Disk.read`."""
