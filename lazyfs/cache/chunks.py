@@ -287,9 +287,16 @@ class ChunkCache:
         for number in missing:
             # Here all the time, and given up by the writer when it had too much to do.
             found = self._memory.get((version.object_id, number))
-            if found is not None and self._disk.kept(version.object_id, number) is None:
+            # A pinned one waits to be written already, or somebody is about to read it.
+            if found is not None and found.pins == 0 and self._disk.kept(version.object_id, number) is None:
                 self.writer.put(Verified(version, number, found.view, block_sums(found.view)), found)
         await self.writer.settled()
+
+    async def copy(self, version: ObjectVersion, number: int) -> bytes:
+        """The bytes of a chunk, behind everything that readers wait for, and though it be barred to them."""
+        chunk = await self._obtain(version, number, urgent=False)
+        self._memory.use((version.object_id, number), chunk, to_end=True)
+        return bytes(chunk.view)
 
     async def found_wrong(self, version: ObjectVersion, number: int, kept: Kept) -> None:
         """Bytes of a chunk on disk did not verify: forget them, if the index still stands by them."""

@@ -85,6 +85,7 @@ class Flights:
         self._nursery = nursery
         self._made_room = made_room
         self._by_chunk: dict[Key, Flight] = {}
+        self._discarding: set[Key] = set()
         self._token = trio.lowlevel.current_trio_token()
         self.flying = 0
         """Flights that have not ended."""
@@ -228,8 +229,12 @@ class Flights:
     async def found_wrong(self, version: ObjectVersion, number: int, kept: Kept) -> None:
         """Bytes on disk did not match. If the index still stands by them they are damaged: forget them. Else they were
         evicted as we read, which is nothing to report."""
-        if self._disk.kept(version.object_id, number) != kept:
+        if (version.object_id, number) in self._discarding or self._disk.kept(version.object_id, number) != kept:
             return
+        self._discarding.add((version.object_id, number))
         self.corrupt += 1
         log.error("cached bytes of %r, chunk %d, are damaged and will be fetched again", version.key, number)
-        await self._writer.step(self._disk.discard, version, number)
+        try:
+            await self._writer.step(self._disk.discard, version, number)
+        finally:
+            self._discarding.discard((version.object_id, number))

@@ -12,7 +12,6 @@ asks nobody.
 """
 
 import dataclasses
-import hashlib
 import logging
 import math
 from collections import OrderedDict
@@ -23,20 +22,14 @@ from typing import Any, Protocol
 import trio
 
 from lazyfs.cache.chunks import ChunkCache
-from lazyfs.cache.digest import Damaged, from_bytes, from_sums
+from lazyfs.cache.digester import Digester, Incomplete, Job
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.passing import Passing
 from lazyfs.cache.verdicts import NONE, Expected, Verdict, difference, pack, unpack
 from lazyfs.errors import Corrupt, LazyfsError
-from lazyfs.objects import CHUNK_SIZE, Checksums, ObjectVersion
+from lazyfs.objects import Checksums, ObjectVersion
 
 log = logging.getLogger(__name__)
-
-PIECE = 16 * CHUNK_SIZE
-"""Bytes brought at a time by a job that needs all of an object: some of memory, and no more."""
-
-ROUNDS = 3
-"""Attempts to have all of an object on disk at once, while it is evicted or found damaged."""
 
 RESULTS = 256
 """Jobs that are over and whose outcome may still be asked for."""
@@ -70,23 +63,6 @@ class VerifierStatistics:
     under_way: int
 
 
-@dataclass(slots=True)
-class Job:
-    """One object being looked at: which step, and how many of its `total` bytes are done in it. `outcome` is a digest's
-    name or NONE, empty with the reason in `words`."""
-
-    total: int
-    whole: bool
-    step: str = "asking"
-    done: int = 0
-    outcome: str = ""
-    words: str = ""
-
-
-class _Incomplete(LazyfsError):
-    """Not all of the object is on disk."""
-
-
 class Verifier:
     """The verifier of one mount. `spoiled` is told of versions whose readers may have had wrong bytes."""
 
@@ -113,6 +89,7 @@ class Verifier:
         self._quiet_until = -math.inf
         self._counts = dict.fromkeys(("verified", "without", "wrong", "mended", "refused"), 0)
         self._passing = Passing(disk)
+        self._digester = Digester(chunks=chunks, disk=disk, passing=self._passing)
         self._unsettled: dict[bytes, ObjectVersion] = {}
         # Witnesses of versions that agreed, but of which some is not on disk, and so no verdict is kept.
         self._agreed: OrderedDict[bytes, str] = OrderedDict()
@@ -189,7 +166,7 @@ class Verifier:
             await self._judge(version, job)
         except LazyfsError as error:
             job.words = str(error)
-            if not isinstance(error, (Corrupt, _Incomplete)):
+            if not isinstance(error, (Corrupt, Incomplete)):
                 log.info("%r is not verified for now: %s", version.key, error)
         except Exception as error:
             log.exception("a defect while verifying %r", version.key)
@@ -203,7 +180,7 @@ class Verifier:
 
     async def _judge(self, version: ObjectVersion, job: Job) -> None:
         expected = await self._witnesses.expected(version)
-        found, generation = await self._digests(version, expected, job)
+        found, generation = await self._digester.digests(version, expected, job)
         wrong = difference(version, expected, found)
         if not wrong:
             await self._held(version, expected, found, generation, job)
@@ -218,7 +195,7 @@ class Verifier:
                 log.error("WRONG BYTES: %s. They are dropped and fetched again; who has the file open gets EIO", wrong)
                 await self._forget(version)
                 job.whole = True
-                found, generation = await self._digests(version, expected, job)
+                found, generation = await self._digester.digests(version, expected, job)
                 wrong = difference(version, expected, found)
             if wrong:
                 await self._refuse(version, expected, f"{wrong}, also when fetched again", generation)
@@ -227,8 +204,6 @@ class Verifier:
             await self._held(version, expected, found, generation, job)
         except Corrupt:
             raise
-        except _Incomplete as error:
-            await self._refuse(version, expected, f"{wrong}, and it cannot be fetched again: {error}", None)
         except BaseException:
             # It cannot be had again now. What is fetched later is judged when all of it is here, and not a third time.
             self._chunks.barred.admit(version)
@@ -240,7 +215,7 @@ class Verifier:
         self._suspects.discard(version.object_id)
         self._chunks.barred.admit(version)
         job.outcome = expected.checksums.strongest or NONE
-        if generation is None and job.outcome != NONE:
+        if job.outcome == "sha256" and not found.sha256:
             job.outcome = "crc64nvme"
         if expected.checksums.strongest:
             self._counts["verified"] += 1
@@ -285,66 +260,3 @@ class Verifier:
 
     async def _keep(self, version: ObjectVersion, verdict: Verdict) -> None:
         await self._chunks.writer.step(self._disk.put_verdict, version.object_id, pack(verdict))
-
-    async def _digests(
-        self, version: ObjectVersion, expected: Expected, job: Job
-    ) -> tuple[Checksums, int | None]:
-        """The digests that are needed, and the generation of the object file that they are of: None if some of it
-        passed and is not on disk, which only a CRC64NVME can be had of. `_Incomplete` if not all of it is here or was;
-        a job that wants it all fetches what is missing."""
-        if not version.size:
-            return Checksums(hashlib.sha256().hexdigest(), 0), 0
-        for _ in range(ROUNDS):
-            if job.whole:
-                await self._bring(version, job)
-            generation = self._disk.generation(version)
-            if generation is None:
-                sufficient = expected.checksums.crc64nvme is not None or not expected.checksums.sha256
-                if sufficient and (found := await self._combined(version)) is not None:
-                    return found, None
-                if job.whole:
-                    continue
-                break
-            job.step, job.done = "verifying", 0
-            try:
-                found = await self._read(version, expected, job)
-            except Damaged as damaged:
-                await self._chunks.found_wrong(version, damaged.number, damaged.kept)
-                job.whole = True
-                continue
-            if found is not None and self._disk.generation(version) == generation:
-                return found, generation
-            if not job.whole:
-                break
-        raise _Incomplete(f"{version.key!r} cannot be verified: the cache does not hold all of it at once")
-
-    async def _read(self, version: ObjectVersion, expected: Expected, job: Job) -> Checksums | None:
-        known = expected.checksums
-        if job.whole or known.sha256:
-
-            left = False
-
-            def told(done: int) -> None:
-                job.done = done
-
-            def read() -> Checksums | None:
-                return from_bytes(self._disk, version, told, stop=lambda: left)
-
-            try:
-                return await self._chunks.workers.look(read)
-            finally:
-                left = True
-        if known.crc64nvme is None:
-            return Checksums()
-        return await self._combined(version)
-
-    async def _combined(self, version: ObjectVersion) -> Checksums | None:
-        passed = dict(self._passing.sums(version))
-        return await self._chunks.workers.look(from_sums, self._disk, version, passed)
-
-    async def _bring(self, version: ObjectVersion, job: Job) -> None:
-        job.step, job.done = "fetching", 0
-        for start in range(0, version.size, PIECE):
-            stop = min(start + PIECE, version.size)
-            await self._chunks.bring(version, start, stop)
-            job.done = stop
