@@ -227,14 +227,19 @@ class Flights:
         self._made_room()
 
     async def found_wrong(self, version: ObjectVersion, number: int, kept: Kept) -> None:
-        """Bytes on disk did not match. If the index still stands by them they are damaged: forget them. Else they were
-        evicted as we read, which is nothing to report."""
+        """Bytes on disk did not match. If the index still stands by them, and they do not match when they are read
+        again, they are damaged: forget them. Else they were evicted as we read, and perhaps kept again, which is
+        nothing to report."""
         if (version.object_id, number) in self._discarding or self._disk.kept(version.object_id, number) != kept:
             return
         self._discarding.add((version.object_id, number))
-        self.corrupt += 1
-        log.error("cached bytes of %r, chunk %d, are damaged and will be fetched again", version.key, number)
         try:
+            length = version.chunk_length(number)
+            again = await self._workers.read(self._disk.read_part, version, number, kept, 0, length)
+            if again is not None or self._disk.kept(version.object_id, number) != kept:
+                return
+            self.corrupt += 1
+            log.error("cached bytes of %r, chunk %d, are damaged and will be fetched again", version.key, number)
             await self._writer.step(self._disk.discard, version, number)
         finally:
             self._discarding.discard((version.object_id, number))

@@ -152,6 +152,10 @@ class SimulatedStore:
             self.delivered += chunks_ended(version, start + count) - chunks_ended(version, start + said)
             said = count
             arrived(count)
+            # A chunk that is here may be pushed out of memory, and asked for again, before the rest is here.
+            here = {key for key in keys if min(version.size, (key[1] + 1) * CHUNK_SIZE) <= start + count}
+            self.coming -= here
+            keys.difference_update(here)
             self._moved()
 
         if self._script.severs:
