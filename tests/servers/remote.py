@@ -7,6 +7,7 @@ For benchmarks, where server and client must not share an interpreter lock. What
     GET  /_control/counters   `records.Counters` as JSON
     POST /_control/shape      {"first_byte_delay": seconds, "connection_rate": bytes per second or null}
     POST /_control/file       {"bucket", "key", "path"}: serve this file
+    POST /_control/fill       {"bucket", "keys", "data"}: the same text under each key
 """
 
 import argparse
@@ -15,6 +16,7 @@ import http.client
 import json
 import signal
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -99,6 +101,10 @@ class RemoteFastS3(S3Endpoint):
         self._call("PUT", f"/{bucket}")
         self._call("PUT", f"/{bucket}/{quote(key)}", data)
 
+    def fill(self, bucket: str, keys: Sequence[str], data: str) -> None:
+        """Store the same text under each key, in one request. The bucket is made."""
+        self._call("POST", "/_control/fill", {"bucket": bucket, "keys": keys, "data": data})
+
     def stop(self) -> None:
         """End the process and wait for it."""
         self._process.stop()
@@ -136,6 +142,9 @@ def control(server: FastS3Server, method: str, name: str, body: bytes) -> Answer
             server.connection_rate = asked["connection_rate"]
         case "POST", "file":
             server.add_file(asked["bucket"], asked["key"], Path(asked["path"]))
+        case "POST", "fill":
+            for key in asked["keys"]:
+                server.put(asked["bucket"], key, asked["data"].encode())
         case _:
             return failure(501, "NotImplemented", name)
     data = json.dumps(told).encode()
