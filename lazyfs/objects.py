@@ -114,8 +114,20 @@ class Listing:
     """
 
     prefix: str
-    objects: tuple[ObjectInfo, ...]
-    prefixes: tuple[str, ...]
+    objects: Sequence[ObjectInfo]
+    prefixes: Sequence[str]
+    listed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """All objects below a prefix at any depth whose keys come after `after`, in the order of their keys, as far as one
+    request brings: to the end (`complete`), or to somewhere. `listed_at` as in a `Listing`."""
+
+    prefix: str
+    after: str
+    objects: Sequence[ObjectInfo]
+    complete: bool
     listed_at: float
 
 

@@ -6,7 +6,7 @@ Must not know chunks, the cache or the kernel. Everything here is called from th
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
-from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion
+from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretch
 
 Arrived = Callable[[int], None]
 """`arrived(count)`: the first `count` bytes of a read are in their buffers for good.
@@ -60,8 +60,13 @@ class Store(Protocol):
         """The complete listing right below `prefix` (empty, or ending in `/`), every page of it, or an error."""
         ...
 
+    async def stretch(self, prefix: str, after: str) -> Stretch:
+        """What is below `prefix` at any depth, after the key `after`, which need not be one: as much as one request
+        brings."""
+        ...
+
     async def total_size(self, prefix: str) -> int:
-        """Bytes of all objects below `prefix`, at any depth."""
+        """Bytes of all objects below `prefix`, at any depth; of a great many, those of the first ones."""
         ...
 
     async def stat(self, key: str) -> ObjectInfo:

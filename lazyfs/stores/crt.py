@@ -35,7 +35,7 @@ from awscrt.io import (
 )
 
 from lazyfs.errors import SetupError, StoreError, Transient
-from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion
+from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretch
 from lazyfs.stores.answers import RangeAnswer, check_range, coding, element, failure
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.s3 import S3Store, translated
@@ -67,6 +67,10 @@ class CrtStore:
     async def list(self, prefix: str) -> Listing:
         """See `base.Store.list`."""
         return await self._s3.list(prefix)
+
+    async def stretch(self, prefix: str, after: str) -> Stretch:
+        """See `base.Store.stretch`."""
+        return await self._s3.stretch(prefix, after)
 
     async def total_size(self, prefix: str) -> int:
         """See `base.Store.total_size`."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 import trio
 
 from lazyfs.errors import Dropped, StoreError, Transient, Unreachable
-from lazyfs.objects import KIB, Checksums, Listing, ObjectInfo, ObjectVersion, tail
+from lazyfs.objects import KIB, Checksums, Listing, ObjectInfo, ObjectVersion, Stretch, tail
 from lazyfs.stores.base import Arrived, Claim, Store
 from lazyfs.stores.endpoint import Endpoint
 from lazyfs.stores.pace import Pace, Progress
@@ -135,6 +135,11 @@ class PatientStore:
     async def list(self, prefix: str, *, budget: float | None = None) -> Listing:
         """See `base.Store.list`. `budget`: seconds of patience, where they are not the usual ones."""
         return await self._ask("list_requests", f"list {prefix!r}", lambda: self._inner.list(prefix), budget)
+
+    async def stretch(self, prefix: str, after: str, *, budget: float | None = None) -> Stretch:
+        """See `base.Store.stretch`; `budget` as in `list`."""
+        what = f"list below {prefix!r} after {after!r}"
+        return await self._ask("list_requests", what, lambda: self._inner.stretch(prefix, after), budget)
 
     async def total_size(self, prefix: str) -> int:
         """See `base.Store.total_size`."""

@@ -12,8 +12,7 @@ import http.client
 import os
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import botocore.exceptions
@@ -21,10 +20,11 @@ import trio
 import urllib3.exceptions
 
 from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, StoreError, Transient
-from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion
+from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretch
 from lazyfs.stores.answers import RangeAnswer, check_range, coding, failure, full_checksums, opaque
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.client import Connection
+from lazyfs.stores.lister import Lister
 from lazyfs.stores.quick import read_quickly
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
 from lazyfs.stores.wire import PIECE_SIZE, Wires
@@ -76,6 +76,7 @@ class S3Store:
             ca_bundle=ca_bundle,
             connections=max_connections,
         )
+        self._lister = Lister(lambda: self._client, self._common)
 
     @property
     def _client(self) -> Any:
@@ -94,11 +95,15 @@ class S3Store:
 
     async def list(self, prefix: str) -> Listing:
         """See `base.Store.list`: ListObjectsV2 with delimiter `/`, all pages; keys come url-encoded and are decoded."""
-        return await self._ask(self._list, prefix)
+        return await self._ask(self._lister.list, prefix)
+
+    async def stretch(self, prefix: str, after: str) -> Stretch:
+        """See `base.Store.stretch`: a flat ListObjectsV2, 1,000 objects a request."""
+        return await self._ask(self._lister.stretch, prefix, after)
 
     async def total_size(self, prefix: str) -> int:
-        """See `base.Store.total_size`: a flat ListObjectsV2, 1,000 objects a request."""
-        return await self._ask(self._total_size, prefix)
+        """See `base.Store.total_size`: a flat ListObjectsV2, `lister.MOST_COUNTED` requests at most."""
+        return await self._ask(self._lister.total_size, prefix)
 
     async def stat(self, key: str) -> ObjectInfo:
         """See `base.Store.stat`: one HEAD."""
@@ -117,32 +122,6 @@ class S3Store:
 
     async def _ask(self, function: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(translated, function, *args, limiter=self._lists, abandon_on_cancel=True)
-
-    def _pages(self, **arguments: Any) -> Iterator[Any]:
-        """All pages of a listing. botocore takes any document, and none, for an empty page, and a page that goes on
-        without saying where for the last one."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(**self._common, **arguments)
-        try:
-            for page in pages:
-                if "IsTruncated" not in page:
-                    raise Transient("asked for a listing, got something else with status 200")
-                if page["IsTruncated"] and not page.get("NextContinuationToken"):
-                    raise Transient("the listing goes on and does not say where")
-                yield page
-        except KeyError as error:  # botocore's, of a name that it would decode
-            raise Transient(f"the answer does not say {error}") from error
-
-    def _list(self, prefix: str) -> Listing:
-        listed_at = time.time()
-        objects: list[ObjectInfo] = []
-        prefixes: list[str] = []
-        for page in self._pages(Prefix=prefix, Delimiter="/"):
-            objects.extend(_info(item) for item in page.get("Contents", ()))
-            prefixes.extend(_said(item, "Prefix") for item in page.get("CommonPrefixes", ()))
-        return Listing(prefix, tuple(objects), tuple(prefixes), listed_at)
-
-    def _total_size(self, prefix: str) -> int:
-        return sum(_info(item).size for page in self._pages(Prefix=prefix) for item in page.get("Contents", ()))
 
     def _stat(self, key: str) -> ObjectInfo:
         answer = self._head({"Key": key})

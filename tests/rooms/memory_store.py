@@ -10,7 +10,7 @@ from typing import NamedTuple
 import trio
 
 from lazyfs.errors import NotFound, ObjectChanged, StoreError, Transient
-from lazyfs.objects import KIB, Checksums, Listing, ObjectInfo, ObjectVersion
+from lazyfs.objects import KIB, Checksums, Listing, ObjectInfo, ObjectVersion, Stretch
 from lazyfs.stores.base import Arrived, Claim
 from tests.rooms.building import PLACE
 
@@ -18,7 +18,8 @@ PIECE_SIZE = 256 * KIB
 
 
 class Call(NamedTuple):
-    """One request: `get` of bytes [start, stop) of a key, or `list`, `size`, `head`, whose key may be a prefix."""
+    """One request: `get` of bytes [start, stop) of a key, or `list`, `size`, `head`, whose key may be a prefix,
+    or `stretch`, whose key is `prefix|after`."""
 
     kind: str
     key: str
@@ -79,6 +80,7 @@ class MemoryStore:
         self.fault: FaultHook | None = None
         self.valve: Callable[[Call], Valve | None] | None = None
         self.listed_at = 0.0
+        self.page = 1000
         self.digests: dict[str, Checksums] = {}
         self.active = 0
         self.most_active = 0
@@ -108,6 +110,13 @@ class MemoryStore:
         objects = tuple(self._objects[key][1] for key in keys if cuts[key] < 0)
         prefixes = sorted({key[: cuts[key] + 1] for key in keys if cuts[key] >= 0})
         return Listing(prefix, objects, tuple(prefixes), self.listed_at)
+
+    async def stretch(self, prefix: str, after: str, *, budget: float | None = None) -> Stretch:
+        """See `base.Store.stretch`: `page` objects."""
+        await self._arrive(Call("stretch", f"{prefix}|{after}"))
+        keys = sorted(key for key in self._objects if key.startswith(prefix) and key > after)
+        infos = tuple(self._objects[key][1] for key in keys[: self.page])
+        return Stretch(prefix, after, infos, len(keys) <= self.page, self.listed_at)
 
     async def total_size(self, prefix: str) -> int:
         """See `base.Store.total_size`."""

@@ -13,7 +13,7 @@ ROOT = Path(lazyfs.__file__).parent
 MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 ORDER = ("nouns", "stores", "cache", "reading", "filesystem", "service", "cli")
-NOUNS = {"__init__", "errors", "objects", "config"}
+NOUNS = {"__init__", "errors", "objects", "dense", "config"}
 
 ONLY_IN = {
     "boto3": ("stores/client.py",),

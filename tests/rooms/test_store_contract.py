@@ -224,6 +224,22 @@ async def test_a_prefix_without_objects_is_empty(stand: Stand) -> None:
     assert await stand.store.total_size(stand.prefix + "nothing/") == 0
 
 
+async def test_a_stretch_is_what_comes_after_a_key(stand: Stand) -> None:
+    """In the order of the keys, at any depth; the key itself is not part of it, and need not be there."""
+    for name in ("a", "a-b/x", "a/b", "a/c/d", "a0", "ä /z"):
+        stand.put(stand.prefix + name, b"12")
+
+    async def names(after: str) -> list[str]:
+        found = await stand.store.stretch(stand.prefix, stand.prefix + after if after else "")
+        assert found.complete
+        return [info.key.removeprefix(stand.prefix) for info in found.objects]
+
+    assert await names("") == ["a", "a-b/x", "a/b", "a/c/d", "a0", "ä /z"]
+    assert await names("a") == ["a-b/x", "a/b", "a/c/d", "a0", "ä /z"]
+    assert await names("a/bb") == ["a/c/d", "a0", "ä /z"]
+    assert await names("ö") == []
+
+
 async def test_all_pages_of_a_listing(stand: Stand, request: pytest.FixtureRequest) -> None:
     """More keys and prefixes than one answer holds, each of them once."""
     if "swift" in request.node.name:
@@ -235,6 +251,12 @@ async def test_all_pages_of_a_listing(stand: Stand, request: pytest.FixtureReque
     listing = await stand.store.list("pages/")
     assert [info.key for info in listing.objects] == [f"pages/{name}" for name in names[:1005]]
     assert list(listing.prefixes) == [f"pages/{name.removesuffix('x')}" for name in names[1005:]]
+    first = await stand.store.stretch("pages/", "")
+    assert [info.key for info in first.objects] == [f"pages/{name}" for name in names[:1000]]
+    assert not first.complete
+    rest = await stand.store.stretch("pages/", first.objects[-1].key)
+    assert [info.key for info in rest.objects] == [f"pages/{name}" for name in names[1000:]]
+    assert rest.complete
     assert await stand.store.total_size("pages/") == len(names)
 
 

@@ -10,7 +10,7 @@ import trio
 from awscrt.checksums import crc64nvme
 
 from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, Transient
-from lazyfs.objects import CHUNK_SIZE, MIB, Checksums, Listing, ObjectInfo, ObjectVersion, chunk_range
+from lazyfs.objects import CHUNK_SIZE, MIB, Checksums, Listing, ObjectInfo, ObjectVersion, Stretch, chunk_range
 from lazyfs.stores.base import Arrived, Claim
 from tests.simulation.script import Script, StoreFaults
 
@@ -115,6 +115,10 @@ class SimulatedStore:
 
     async def list(self, prefix: str) -> Listing:
         """See `base.Store.list`."""
+        raise NotImplementedError
+
+    async def stretch(self, prefix: str, after: str) -> Stretch:
+        """See `base.Store.stretch`."""
         raise NotImplementedError
 
     async def total_size(self, prefix: str) -> int:
