@@ -149,10 +149,10 @@ class Disk:
         if self._index.bury_object(version.object_id):
             self._dig_if_alone()
 
-    def put_listing(self, key: bytes, packed: bytes) -> None:
-        """Keep a listing, while there is room for it under the bound. Blocks."""
-        if self._index.used() + len(packed) <= self._bound():
-            self._index.put_listing(key, packed)
+    def put_listings(self, packed: dict[bytes, bytes]) -> None:
+        """Keep listings, while there is room for them under the bound. Blocks."""
+        if self._index.used() + sum(map(len, packed.values())) <= self._bound():
+            self._index.put_listings(packed)
 
     def used(self) -> int:
         """Bytes of disk spoken for, index included."""

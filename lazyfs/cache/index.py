@@ -211,10 +211,11 @@ class Index:
         with self._transaction() as txn:
             txn.put(object_id, packed, db=self._verdicts)
 
-    def put_listing(self, key: bytes, packed: bytes) -> None:
-        """Keep a listing under its key."""
+    def put_listings(self, packed: dict[bytes, bytes]) -> None:
+        """Keep listings under their keys, all or none."""
         with self._transaction() as txn:
-            txn.put(key, packed, db=self._listings)
+            for key, value in packed.items():
+                txn.put(key, value, db=self._listings)
 
     def bury(self, size: int) -> int:
         """Forget least recently used chunks of at least `size` bytes, if so many are claimed by nobody; the bytes.

@@ -5,18 +5,17 @@ the store cannot be asked. An error is never an empty listing; only the store's 
 """
 
 import hashlib
-import json
 import logging
-import math
 import time
-import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from lazyfs.cache.disk import Disk
+from lazyfs.cache.packing import pack, pack_total, unpack, unpack_total
+from lazyfs.cache.walks import Walks
 from lazyfs.errors import NotFound, StoreError
-from lazyfs.objects import Listing, ObjectInfo
+from lazyfs.objects import Listing, Stretch
 
 log = logging.getLogger(__name__)
 
@@ -27,39 +26,50 @@ STALE_FOR = 30.0
 """Seconds for which an old listing is used again before the store is asked once more."""
 
 
-LONGEST = 64 * 1024 * 1024
-"""Bytes of a listing's JSON: some 500,000 objects of one directory. A longer one is not kept, and not read: what is
-compressed may be a thousand times as long when it is not."""
+class Lists(Protocol):
+    """How the store is asked: `fetch.PatientStore`, for `budget` seconds at most (None: the usual patience)."""
 
+    async def list(self, prefix: str, *, budget: float | None = None) -> Listing:
+        """See `base.Store.list`."""
+        ...
 
-class ListPrefix(Protocol):
-    """How the store is asked: `fetch.PatientStore.list`."""
+    async def stretch(self, prefix: str, after: str, *, budget: float | None = None) -> Stretch:
+        """See `base.Store.stretch`."""
+        ...
 
-    async def __call__(self, prefix: str, *, budget: float | None = None) -> Listing:
-        """The listing, asking for `budget` seconds at most (None: the usual patience)."""
+    async def total_size(self, prefix: str) -> int:
+        """See `base.Store.total_size`."""
         ...
 
 
 class Listings:
-    """Listings of one bucket (`place`), believed for `ttl` seconds. `clock` is wall time, for they outlive the
-    process."""
+    """Listings of one bucket (`place`) below `root`, believed for `ttl` seconds. `clock` is wall time, for they outlive
+    the process."""
 
     def __init__(
         self,
         *,
         place: str,
-        list_prefix: ListPrefix,
+        root: str,
+        store: Lists,
         disk: Disk,
         in_writer: Callable[..., Awaitable[object]],
         ttl: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._place = place
-        self._list = list_prefix
+        self._root = root
+        self._store = store
         self._disk = disk
         self._in_writer = in_writer
         self._ttl = ttl
         self._clock = clock
+        # One attempt: what cannot be had so is asked for with patience, directory by directory.
+        self._walks = Walks(
+            root=root, stretch=lambda below, after: store.stretch(below, after, budget=0), keep=self._keep
+        )
+        self._failed_at = float("-inf")
+        self._total: tuple[int, float] | None = None
         self.patience: float | None = None
         """Seconds to ask for a listing that has no predecessor; None: as long as a reader would."""
 
@@ -69,48 +79,62 @@ class Listings:
 
     async def list(self, prefix: str, doubted: bool = False) -> Listing:
         """The listing of `prefix`, fresh if that can be had. A `doubted` one is asked for before its time."""
-        key = hashlib.sha256(f"{self._place}|{prefix}".encode("utf-8", "surrogatepass")).digest()[:16]
-        kept = unpack(self._disk.listing(key))
-        if kept is not None and (kept.prefix != prefix or kept.listed_at > self._clock()):
-            kept = None
-        if kept is not None and self.age(kept) < self._ttl and not doubted:
-            return kept
+        kept = self._kept(prefix)
+        if not doubted:
+            if kept is not None and self._fresh(kept):
+                return kept
+            if kept is not None and 0 <= self._clock() - self._failed_at < STALE_FOR:
+                return self._stale(kept)  # of a walk in an outage, not every directory waits
+            found = await self._walks.bring(prefix, self._fresh)
+            if found is not None:
+                return found
         try:
-            listing = await self._list(prefix, budget=self.patience if kept is None else SHORT_PATIENCE)
+            listing = await self._store.list(prefix, budget=self.patience if kept is None else SHORT_PATIENCE)
         except NotFound:
             raise
         except StoreError as error:
             if kept is None:
                 raise
             log.warning("cannot list %r, going on with the listing of %.0f s ago: %s", prefix, self.age(kept), error)
-            return replace(kept, listed_at=self._clock() - self._ttl + STALE_FOR)
-        packed = pack(listing)
-        if packed is not None:
-            await self._in_writer(self._disk.put_listing, key, packed)
+            self._failed_at = self._clock()
+            return self._stale(kept)
+        self._failed_at = float("-inf")
+        self._walks.listed(prefix)
+        await self._keep([listing])
         return listing
 
+    async def total_size(self) -> int:
+        """Bytes of all objects below the root, or of a great many the first ones; believed as long as a listing."""
+        key, now = self._key(b"total", self._root), self._clock()
+        self._total = self._total or unpack_total(self._disk.listing(key))
+        if self._total is not None and 0 <= now - self._total[1] < self._ttl:
+            return self._total[0]
+        size = await self._store.total_size(self._root)
+        self._total = (size, now)
+        await self._in_writer(self._disk.put_listings, {key: pack_total(size, now)})
+        return size
 
-def pack(listing: Listing) -> bytes | None:
-    """A listing as bytes; None for one that is too long to be kept."""
-    objects = [(o.key, o.etag, o.size, o.mtime_ns, o.storage_class) for o in listing.objects]
-    text = json.dumps([listing.prefix, listing.listed_at, listing.prefixes, objects])
-    return zlib.compress(text.encode("ascii"), 1) if len(text) <= LONGEST else None
+    def _kept(self, prefix: str) -> Listing | None:
+        """What the index has, unless it is from the future: a clock that was set back makes nothing fresh for years."""
+        found = unpack(self._disk.listing(self._key(b"", prefix)))
+        return found if found is not None and found.prefix == prefix and found.listed_at <= self._clock() else None
 
+    def _fresh(self, listing: Listing) -> bool:
+        return self.age(listing) < self._ttl
 
-def unpack(packed: bytes | None) -> Listing | None:
-    """The listing, or None for anything that is not one."""
-    if packed is None:
-        return None
-    try:
-        unpacking = zlib.decompressobj()
-        text = unpacking.decompress(packed, LONGEST)
-        if not unpacking.eof:
-            return None
-        prefix, listed_at, prefixes, objects = json.loads(text)
-        infos = tuple(ObjectInfo(str(k), str(e), int(s), int(m), str(c)) for k, e, s, m, c in objects)
-        found = Listing(str(prefix), infos, tuple(map(str, prefixes)), float(listed_at))
-    except (zlib.error, ValueError, TypeError, OverflowError, RecursionError):
-        return None
-    # A time that is no number would never be too old.
-    possible = math.isfinite(found.listed_at) and all(info.possible for info in found.objects)
-    return found if possible else None
+    def _stale(self, listing: Listing) -> Listing:
+        """The same, to be believed for a short while."""
+        return replace(listing, listed_at=self._clock() - self._ttl + STALE_FOR)
+
+    async def _keep(self, listings: Sequence[Listing]) -> None:
+        """Put them into the index. Packing a large one takes long enough to have it done in the writer's thread."""
+
+        def put() -> None:
+            packed = {self._key(b"", listing.prefix): pack(listing) for listing in listings}
+            self._disk.put_listings({key: value for key, value in packed.items() if value is not None})
+
+        await self._in_writer(put)
+
+    def _key(self, kind: bytes, prefix: str) -> bytes:
+        text = f"{self._place}|{prefix}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(kind + b"\0" + text if kind else text).digest()[:16]

@@ -66,7 +66,6 @@ class RunningMount:
         self._mountpoint = mountpoint
         self._started = time.time()
         self._kernel = machine.KernelParameters(0, 0, 0)
-        self._total: tuple[float, int] | None = None
         ttl = min(config.metadata_ttl, LONGEST_TTL)
         budget = config.memory_budget or machine.default_memory_budget()
         s3 = s3_store(config, source)
@@ -86,7 +85,8 @@ class RunningMount:
         )
         self.listings = Listings(
             place=source.place,
-            list_prefix=self.store.list,
+            root=source.prefix,
+            store=self.store,
             disk=self.disk,
             in_writer=self.chunks.writer.step,
             ttl=ttl,
@@ -111,7 +111,7 @@ class RunningMount:
         self.operations = Operations(
             tree=self.tree,
             files=self.files,
-            total_size=self._total_size,
+            total_size=self.listings.total_size,
             report=self.report,
             xattrs=self._xattrs,
             ask=self._answer,
@@ -240,10 +240,3 @@ class RunningMount:
         if name == "verifying":
             return json.dumps(self.verifier.progress(file.version)).encode()
         return None
-
-    async def _total_size(self) -> int:
-        """Bytes of all objects, asked for at most once in a TTL."""
-        now = trio.current_time()
-        if self._total is None or now - self._total[0] > self._config.metadata_ttl:
-            self._total = (now, await self.store.total_size(self.source.prefix))
-        return self._total[1]

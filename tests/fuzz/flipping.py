@@ -73,7 +73,7 @@ def main(work: Path, count: int) -> None:
         disk = maker.open()
         for version, data in zip(VERSIONS, DATA, strict=True):
             keep(disk, version, data, range(version.chunk_count))
-        disk.put_listing(LISTING, b"listing" * 50)
+        disk.put_listings({LISTING: b"listing" * 50})
         maker.close(disk)
     index = (good / "index" / "data.mdb").read_bytes()
     dice = random.Random(1)

@@ -99,7 +99,7 @@ def test_noise_in_every_table(tmp_path: Path, puts: list[tuple[str, bytes, bytes
     generation = index.generation(VERSION)
     assert index.claim(1, [Run(VERSION.object_id, generation, 0, 3)], 3 * MIB, 1 << 40) is Answer.GRANTED
     index.settle(1, [Written(VERSION, generation, number, SUMS[number]) for number in range(3)])
-    index.put_listing(b"l" * 16, b"listing")
+    index.put_listings({b"l" * 16: b"listing"})
     for table, key, value in puts:
         # LMDB takes no second handle of a table while a transaction is open.
         with index._env.begin(write=True, db=index._env.open_db(table.encode())) as txn:

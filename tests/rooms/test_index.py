@@ -304,12 +304,12 @@ def test_an_index_that_lmdb_has_given_up_is_opened_again(path: Path) -> None:
     try:
         for _ in range(3):
             with pytest.raises(CacheUnavailable):
-                index.put_listing(b"key", bytes(MIB))
+                index.put_listings({b"key": bytes(MIB)})
             assert index.kept(version.object_id, 0) is not None
             assert index.used() == used
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    index.put_listing(b"key", bytes(MIB))
+    index.put_listings({b"key": bytes(MIB)})
     assert index.listing(b"key") == bytes(MIB)
     assert index.kept(version.object_id, 0) is not None
     index.close()
