@@ -26,7 +26,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from lazyfs import errors
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.options import advice
-from lazyfs.filesystem.tree import Directory, File, Node, Tree
+from lazyfs.filesystem.tree import Directory, File, Node, Snapshot, Tree
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +125,8 @@ class Operations(pyfuse3.Operations):
         self._owner = (uid, gid)
         self._modes = (stat.S_IFREG | file_mode, stat.S_IFDIR | dir_mode)
         self._started_ns = started_ns
-        self._snapshots: dict[int, list[Node]] = {}
-        self._next_snapshot = 1
+        self._snapshots: dict[int, Snapshot] = {}
+        self._next_snapshot = 0
         self.failures = 0
         self.reads = 0
         self.read_bytes = 0
@@ -145,7 +145,7 @@ class Operations(pyfuse3.Operations):
         if isinstance(node, File):
             entry.st_mode = pyfuse3.ModeT(self._modes[0])
             entry.st_nlink = 1
-            entry.st_size = node.version.size
+            entry.st_size = node.size
             mtime = node.mtime_ns
         else:
             # 1 says that the number of subdirectories is not to be read off here; it would change as we list.
@@ -189,19 +189,23 @@ class Operations(pyfuse3.Operations):
     @_guarded
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """A handle on a snapshot of the directory, so that cookies stay right whatever happens meanwhile."""
-        entries = await self._tree.entries(inode)
-        directory = self._tree.directory(inode)
-        handle, self._next_snapshot = self._next_snapshot, self._next_snapshot + 1
-        self._snapshots[handle] = [directory, directory.parent or directory, *entries]
-        return handle
+        snapshot = await self._tree.entries(inode)
+        self._next_snapshot += 1
+        self._snapshots[self._next_snapshot] = snapshot
+        return self._next_snapshot
 
     @_guarded
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """Entries from cookie `start_id` on; the cookie of an entry is the number of the next one."""
-        entries = self._snapshots[fh]
-        for number in range(start_id, len(entries)):
-            node = entries[number]
-            name = (b".", b"..")[number] if number < 2 else os.fsencode(node.name)
+        snapshot = self._snapshots[fh]
+        directory = snapshot.directory
+        for number in range(start_id, 2 + len(snapshot)):
+            if number < 2:
+                node: Node = (directory, directory.parent or directory)[number]
+                name = (b".", b"..")[number]
+            else:
+                node = snapshot[number - 2]
+                name = os.fsencode(node.name)
             if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), self._entry(node), number + 1):
                 return
             if number >= 2:
@@ -254,14 +258,14 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        """The filesystem is as large as its objects, and full."""
+        """The filesystem is as large as its objects, of a great many as the first ones, and full."""
         found = StatvfsData()
         found.f_bsize = found.f_frsize = 4096
         try:
             total = await self._total_size()
         except errors.StoreError as error:
             log.warning("statfs knows only what was listed: %s", error)
-            total = sum(node.version.size for node in self._tree.nodes() if isinstance(node, File))
+            total = self._tree.listed_bytes()
         found.f_blocks = -(-total // 4096)
         found.f_bfree = found.f_bavail = 0
         found.f_files = len(self._tree)
@@ -279,7 +283,10 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        """One `user.lazyfs.*` attribute, also of those that do something and are not listed."""
+        """One `user.lazyfs.*` attribute, also of those that do something and are not listed. `ls -l`, once it knows
+        that there are no ACLs, asks no further file for one."""
+        if not name.startswith(b"user."):
+            raise FUSEError(errno.EOPNOTSUPP)
         text = os.fsdecode(name)
         found = self._named_xattrs(inode).get(text)
         if found is None and text.startswith(XATTR) and isinstance(node := self._tree.node(inode), File):

@@ -3,10 +3,11 @@
 The written rule:
 
 - A key is cut at `/` below the mounted prefix; each piece is a name. All but the last are directories.
-- A key that is the prefix of a directory itself (it ends in `/`) is a directory marker: the directory exists, the key
-  has no file.
-- Hidden with everything below it: an empty name (`a//b`, a leading `/`), `.` and `..`, a name with NUL or longer than
-  255 bytes in UTF-8 (the kernel's NAME_MAX), a name that is not UTF-8.
+- A key that is the prefix of a directory itself (it ends in `/`) is a directory marker: the directory exists, also if
+  nothing else is in it, and the key has no file, whether it has bytes or none.
+- Hidden with everything below it, which counts as one: an empty name (`a//b`, a leading `/`), `.` and `..`, a name with
+  NUL or longer than 255 bytes in UTF-8 (the kernel's NAME_MAX), a name that is not UTF-8 when its url-encoding is
+  undone.
 - Where a key is both a file and the prefix of others, the directory wins and the file is hidden.
 - Names that differ only in case or Unicode form are different names.
 """

@@ -30,7 +30,7 @@ def beside(file: File) -> File | None:
     for name in (file.name + SUFFIX, *LISTS):
         found = file.parent.children.get(name)
         kind = SUFFIX if name.endswith(SUFFIX) else ""
-        if isinstance(found, File) and found is not file and 0 < found.version.size <= LARGEST[kind]:
+        if isinstance(found, File) and found.inode != file.inode and 0 < found.size <= LARGEST[kind]:
             return found
     return None
 

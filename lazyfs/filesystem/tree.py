@@ -5,72 +5,176 @@ at the same time, and again when it is older than the TTL. Attributes come from 
 where bytes are.
 
 Rules: an inode stands for one directory or for one ObjectVersion and never changes; another ETag under the same name is
-another inode. An error is never an empty listing. Loop thread only; each directory has a lock for its own listing, held
-across the request.
-Invariants: an inode is in the table while the kernel knows it (lookups > 0) or its directory's listing names it.
+another inode. An error is never an empty listing. Loop thread only; who lists a directory is alone with that.
+Invariant: a node is in the table while the kernel knows it (lookups > 0), and the root always. Every other entry is a
+number in its directory, of which a node is made when it is asked for.
 """
 
 import math
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import trio
 
 from lazyfs.errors import NoSuchName, NotADirectory, StaleHandle
-from lazyfs.filesystem.names import Hidden, Placed, place, problem
-from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
+from lazyfs.filesystem.entries import NOTHING, Entries
+from lazyfs.filesystem.names import Hidden
+from lazyfs.objects import Listing, ObjectVersion
 
 ROOT = 1
 """The kernel's number for the root of a mount, FUSE_ROOT_ID in linux/fuse.h."""
 
+MOST_REMEMBERED = 10_000
+"""Directories that the kernel has forgotten of which is known what is hidden there, or that their listing is in
+doubt."""
+
 
 class File:
-    """A file: one object version, under one name."""
+    """A file: one object version, under one name. Two are the same if their inodes are."""
 
-    __slots__ = ("inode", "lookups", "mtime_ns", "name", "parent", "spoiled", "storage_class", "version")
+    __slots__ = ("_at", "_entries", "_version", "inode", "lookups", "parent", "spoiled")
 
-    def __init__(self, inode: int, name: str, parent: "Directory", version: ObjectVersion, info: ObjectInfo) -> None:
+    def __init__(self, inode: int, parent: "Directory", entries: Entries, at: int) -> None:
         self.inode = inode
-        self.name = name
         self.parent = parent
-        self.version = version
-        self.mtime_ns = info.mtime_ns
-        self.storage_class = info.storage_class
         self.lookups = 0
         self.spoiled = False
         """Pages of this inode in the kernel may be wrong."""
+        self._entries = entries
+        self._at = at
+        self._version: ObjectVersion | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in its directory."""
+        return self._entries.name(self._at)
+
+    @property
+    def version(self) -> ObjectVersion:
+        """The version it is for ever; made once, for most files are never read."""
+        if self._version is None:
+            info = self._entries.infos[self._entries.file(self._at)]
+            self._version = ObjectVersion(self.parent.place, info.key, info.etag, info.size)
+        return self._version
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._entries.infos.sizes[self._entries.file(self._at)]
+
+    @property
+    def mtime_ns(self) -> int:
+        """When it was written, in nanoseconds since the epoch."""
+        return self._entries.infos.times[self._entries.file(self._at)] * 10**9
 
     @property
     def current(self) -> bool:
         """Whether the last listing of its directory still names this version."""
-        return self.parent.children.get(self.name) is self
+        return self.parent.inode_of(self.name) == self.inode
+
+    def move(self, entries: Entries, at: int) -> None:
+        """It stands for this entry, which says the same."""
+        self._entries = entries
+        self._at = at
+
+    def settle(self) -> None:
+        """It is no longer an entry: what it needs is kept for itself."""
+        self._entries, self._at = self._entries.alone(self._at), 0
 
 
 class Directory:
     """A directory: one prefix. `expires` is the loop's time until which its listing is trusted, -inf for none;
     `doubted` says that an object was found not to be as listed."""
 
-    __slots__ = ("children", "doubted", "expires", "hidden", "inode", "listing", "lookups", "name", "parent", "prefix")
+    __slots__ = ("doubted", "entries", "expires", "inode", "lookups", "name", "parent", "place", "prefix", "table")
 
-    def __init__(self, inode: int, name: str, parent: "Directory | None", prefix: str) -> None:
+    def __init__(
+        self, inode: int, name: str, parent: "Directory | None", prefix: str, place: str, table: "dict[int, Node]"
+    ) -> None:
         self.inode = inode
         self.name = name
         self.parent = parent
         self.prefix = prefix
-        self.children: dict[str, Node] = {}
+        self.place = place
+        self.table = table
+        self.entries = NOTHING
         self.expires = -math.inf
         self.doubted = False
-        self.hidden: Counter[Hidden] = Counter()
-        self.listing = trio.Lock()
         self.lookups = 0
 
     @property
     def current(self) -> bool:
         """Whether its parent's last listing still names it; the root always."""
-        return self.parent is None or self.parent.children.get(self.name) is self
+        return self.parent is None or self.parent.inode_of(self.name) == self.inode
+
+    @property
+    def children(self) -> "Children":
+        """Its entries by name."""
+        return Children(self)
+
+    def inode_of(self, name: str) -> int:
+        """The inode of the entry of that name, 0 if there is none."""
+        at = self.entries.find(name)
+        return self.entries.inodes[at] if at >= 0 else 0
+
+    def node(self, entries: Entries, at: int) -> "Node":
+        """The node of an entry that is or was in this directory: the one in the table, or else a new one, which is not
+        in the table."""
+        inode = entries.inodes[at]
+        found = self.table.get(inode)
+        if found is not None:
+            return found
+        if not entries.is_directory(at):
+            return File(inode, self, entries, at)
+        name = entries.name(at)
+        return Directory(inode, name, self, f"{self.prefix}{name}/", self.place, self.table)
 
 
 Node = File | Directory
+
+
+class Children(Mapping[str, Node]):
+    """The entries of a directory by name, as nodes."""
+
+    __slots__ = ("_directory",)
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def __getitem__(self, name: str) -> Node:
+        at = self._directory.entries.find(name)
+        if at < 0:
+            raise KeyError(name)
+        return self._directory.node(self._directory.entries, at)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._directory.entries.names()
+
+    def __len__(self) -> int:
+        return len(self._directory.entries)
+
+
+class Snapshot(Sequence[Node]):
+    """The entries of a directory as they were at one moment, sorted by name; nodes are made as they are looked at."""
+
+    __slots__ = ("_entries", "directory")
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self._entries = directory.entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, at: int) -> Node: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Node]: ...
+    def __getitem__(self, at: int | slice) -> Node | Sequence[Node]:
+        if isinstance(at, slice):
+            return [self[index] for index in range(*at.indices(len(self)))]
+        return self.directory.node(self._entries, range(len(self))[at])
 
 
 class Tree:
@@ -86,13 +190,16 @@ class Tree:
         age: Callable[[Listing], float],
         ttl: float,
     ) -> None:
-        self._place = place
         self._list = list_prefix
         self._age = age
         self._ttl = ttl
         self._next_inode = ROOT + 1
-        self.root = Directory(ROOT, "", None, prefix)
-        self._nodes: dict[int, Node] = {ROOT: self.root}
+        self._nodes: dict[int, Node] = {}
+        self.root = Directory(ROOT, "", None, prefix, place, self._nodes)
+        self._nodes[ROOT] = self.root
+        self._listing: dict[int, trio.Lock] = {}
+        self._hidden: OrderedDict[str, Counter[Hidden]] = OrderedDict()
+        self._doubts: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -119,31 +226,44 @@ class Tree:
         """The entry of that name, counted as known to the kernel. `NoSuchName` if the listing does not have it."""
         directory = self.directory(parent)
         await self.refresh(directory)
-        node = directory.children.get(name)
-        if node is None:
+        at = directory.entries.find(name)
+        if at < 0:
             raise NoSuchName(name)
+        node = directory.node(directory.entries, at)
         self.remember(node)
         return node
 
-    async def entries(self, inode: int) -> list[Node]:
-        """A snapshot of a directory's entries, sorted by name."""
+    async def entries(self, inode: int) -> Snapshot:
+        """A snapshot of a directory's entries."""
         directory = self.directory(inode)
         await self.refresh(directory)
-        return [directory.children[name] for name in sorted(directory.children)]
+        return Snapshot(directory)
 
     async def refresh(self, directory: Directory) -> None:
         """List the directory if its listing is too old. Whoever comes meanwhile waits for the same listing."""
         if trio.current_time() < directory.expires:
             return
-        async with directory.listing:
+        lock = self._listing.get(directory.inode)
+        if lock is None:
+            lock = self._listing[directory.inode] = trio.Lock()
+            lock.acquire_nowait()  # without a checkpoint: a listing that is kept needs no turn of the loop
+        else:
+            await lock.acquire()
+        try:
             if trio.current_time() < directory.expires:
                 return
             asked = trio.current_time()
-            doubted, directory.doubted = directory.doubted, False
+            doubted = directory.doubted or directory.prefix in self._doubts
+            directory.doubted = False
+            self._doubts.pop(directory.prefix, None)
             listing = await self._list(directory.prefix, doubted)
-            self._adopt(directory, listing)
+            self.adopt(directory, listing)
             # At least a moment, so that the call that listed it may use it even with a TTL of zero.
             directory.expires = max(asked + self._ttl - self._age(listing), trio.current_time() + 1e-3)
+        finally:
+            if not lock.statistics().tasks_waiting:
+                self._listing.pop(directory.inode, None)
+            lock.release()
 
     def expire(self, node: Node) -> None:
         """The directory that names this node must be listed again before it is believed."""
@@ -154,13 +274,12 @@ class Tree:
     def spoil(self, version: ObjectVersion) -> None:
         """The bytes of this version that were served were wrong: its names get new inodes, so that no page of the old
         ones is seen by who opens it from now on."""
-        found = [node for node in self._nodes.values() if isinstance(node, File) and node.version == version]
-        for node in found:
+        files = (node for node in self._nodes.values() if isinstance(node, File))
+        for node in [file for file in files if file.size == version.size and file.version == version]:
             node.spoiled = True
             if node.current:
-                info = ObjectInfo(version.key, version.etag, version.size, node.mtime_ns, node.storage_class)
-                fresh = File(self._new_inode(), node.name, node.parent, version, info)
-                node.parent.children[node.name] = self._nodes[fresh.inode] = fresh
+                entries = node.parent.entries
+                entries.renumber(entries.find(node.name), self._new_inodes(1))
             self._drop(node)
 
     def trusted_for(self, directory: Directory) -> float:
@@ -180,59 +299,58 @@ class Tree:
             self._drop(node)
 
     def hidden(self) -> Counter[Hidden]:
-        """How many keys of the listings seen are hidden, and why."""
+        """How many keys of the listings seen are hidden, and why; a common prefix counts as one."""
         total: Counter[Hidden] = Counter()
-        for node in self._nodes.values():
-            if isinstance(node, Directory):
-                total.update(node.hidden)
+        for counted in self._hidden.values():
+            total.update(counted)
         return total
 
-    def _adopt(self, directory: Directory, listing: Listing) -> None:
-        """Make the directory's entries those of the listing; nodes that are the same stay. One step, without await."""
-        before, directory.children = directory.children, {}
-        directory.hidden = Counter()
-        for prefix in listing.prefixes:
-            name = prefix[len(directory.prefix) : -1]
-            reason = problem(name)
-            if reason is not None:
-                directory.hidden[reason] += 1
-                continue
-            old = before.get(name)
-            if not isinstance(old, Directory):
-                old = Directory(self._new_inode(), name, directory, prefix)
-            directory.children[name] = old
-            self._nodes[old.inode] = old
-        for info in listing.objects:
-            placed = place(info.key, directory.prefix)
-            if isinstance(placed, Hidden):
-                directory.hidden[placed] += 1
-            elif placed.names[0] in directory.children:
-                directory.hidden[Hidden.SHADOWED] += 1
-            else:
-                self._adopt_file(directory, placed, info, before.get(placed.names[0]))
-        for node in before.values():
-            if not node.current:
-                self._drop(node)
+    def listed_bytes(self) -> int:
+        """Bytes of all files in the directories that the kernel knows."""
+        return sum(sum(node.entries.infos.sizes) for node in self._nodes.values() if isinstance(node, Directory))
 
-    def _adopt_file(self, directory: Directory, placed: Placed, info: ObjectInfo, old: Node | None) -> None:
-        name = placed.names[0]
-        version = ObjectVersion(self._place, info.key, info.etag, info.size)
-        if not isinstance(old, File) or old.version != version or old.mtime_ns != info.mtime_ns:
-            old = File(self._new_inode(), name, directory, version, info)
-        directory.children[name] = old
-        self._nodes[old.inode] = old
+    def adopt(self, directory: Directory, listing: Listing) -> None:
+        """Make the directory's entries those of the listing; nodes that are the same stay. One step, without await."""
+        before = directory.entries
+        entries = directory.entries = Entries.of(listing, before, self._new_inodes)
+        self._count_hidden(directory.prefix, entries.hidden)
+        for at, inode in enumerate(entries.inodes if before is not NOTHING else ()):
+            node = self._nodes.get(inode)
+            if isinstance(node, File):
+                node.move(entries, at)
+        if entries.inodes is before.inodes:
+            return
+        kept = set(entries.inodes)
+        for inode in before.inodes:
+            node = self._nodes.get(inode) if inode not in kept else None
+            if node is not None:
+                self._drop(node)
+                if isinstance(node, File):
+                    node.settle()
+
+    def _count_hidden(self, prefix: str, counted: Counter[Hidden]) -> None:
+        self._hidden.pop(prefix, None)
+        if counted:
+            self._hidden[prefix] = counted
+            _shorten(self._hidden)
 
     def _drop(self, node: Node) -> None:
-        """Take a node out of the table if neither the kernel nor a listing knows it; what is below a directory goes
-        too."""
-        if node.lookups > 0 or node.current:
+        """Take a node out of the table if the kernel does not know it. What is below a directory goes by itself, for
+        the kernel forgets it first."""
+        if node.lookups > 0 or node is self.root:
             return
         self._nodes.pop(node.inode, None)
-        if isinstance(node, Directory):
-            children, node.children = node.children, {}
-            for child in children.values():
-                self._drop(child)
+        if isinstance(node, Directory) and node.doubted:
+            self._doubts[node.prefix] = None
+            _shorten(self._doubts)
 
-    def _new_inode(self) -> int:
-        self._next_inode += 1
-        return self._next_inode - 1
+    def _new_inodes(self, count: int) -> int:
+        """The first of so many that nothing else has."""
+        self._next_inode += count
+        return self._next_inode - count
+
+
+def _shorten(remembered: OrderedDict[str, Any]) -> None:
+    """Forget what was remembered first, if it is too much."""
+    while len(remembered) > MOST_REMEMBERED:
+        remembered.popitem(last=False)

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import subprocess
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,16 +107,18 @@ def test_a_stream_is_a_snapshot(mounter: Mounter, s3: FastS3Server) -> None:
 
 
 @pytest.mark.parametrize("command", [["find", ".", "-type", "f", "-size", "+0"], ["ls", "-lR"], ["du", "-a"]])
-def test_a_walk_sends_one_list_for_each_directory(mounter: Mounter, s3: FastS3Server, command: list[str]) -> None:
-    """No HEAD and no GET; and the second walk sends nothing."""
+def test_a_walk_sends_no_more_than_a_list_for_each_directory(
+    mounter: Mounter, s3: FastS3Server, command: list[str]
+) -> None:
+    """No HEAD and no GET, and fewer for directories that lie side by side; and the second walk sends nothing."""
     directories = {""} | {f"d{i}/" for i in range(6)} | {f"d{i}/e{j}/" for i in range(6) for j in range(4)}
     for directory in directories:
         for number in range(5):
             s3.put("models", f"{directory}file-{number}", b"bytes")
     mount = mounter.mount(s3, "s3://models", FOREVER)
-    for expected in (directories, set()):
+    for most in (11, 0):
         done = subprocess.run(command, cwd=mount.path, capture_output=True, text=True, timeout=60, check=True)
         assert done.stdout.count("file-") == 5 * len(directories)
         log = s3.take_log()
         assert {request.kind for request in log} <= {"LIST"}
-        assert Counter(request.query["prefix"] for request in log) == Counter(dict.fromkeys(expected, 1))
+        assert len(log) <= most

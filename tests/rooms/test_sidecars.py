@@ -3,20 +3,22 @@
 import pytest
 
 from lazyfs.filesystem.sidecars import beside, is_sidecar, sha256_in
-from lazyfs.filesystem.tree import Directory, File
-from lazyfs.objects import MIB, ObjectInfo, ObjectVersion
+from lazyfs.filesystem.tree import Directory, File, Tree
+from lazyfs.objects import MIB, Listing, ObjectInfo
 
 ONE, TWO = "1" * 64, "ab" * 32
 
 
 def directory(**sizes: int) -> Directory:
     """A directory with files of these sizes; `_` stands for a dot."""
-    made = Directory(1, "", None, "")
-    for number, (name, size) in enumerate(sizes.items(), 2):
-        key = name.replace("_", ".")
-        info = ObjectInfo(key, '"1"', size, 0)
-        made.children[key] = File(number, key, made, ObjectVersion("p", key, '"1"', size), info)
-    return made
+
+    async def nothing(*_: object) -> Listing:
+        raise NotImplementedError
+
+    tree = Tree(place="p", prefix="", list_prefix=nothing, age=lambda _: 0.0, ttl=60)
+    infos = tuple(ObjectInfo(name.replace("_", "."), '"1"', size, 0) for name, size in sizes.items())
+    tree.adopt(tree.root, Listing("", infos, (), 0.0))
+    return tree.root
 
 
 def found(**sizes: int) -> str | None:

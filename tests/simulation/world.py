@@ -7,6 +7,7 @@ the seed.
 
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -20,15 +21,15 @@ from lazyfs.cache.verdicts import NONE, Expected
 from lazyfs.cache.verifier import Verifier
 from lazyfs.errors import AccessDenied, Corrupt, LazyfsError, NotFound, ObjectChanged, Unreachable
 from lazyfs.filesystem.files import OpenFile, OpenFiles
-from lazyfs.filesystem.tree import ROOT, Directory, File
-from lazyfs.objects import CHUNK_SIZE, MIB, ObjectInfo, ObjectVersion
+from lazyfs.filesystem.tree import File, Tree
+from lazyfs.objects import CHUNK_SIZE, MIB, Listing, ObjectInfo, ObjectVersion
 from lazyfs.reading.windows import Budget
 from lazyfs.stores.fetch import PatientStore
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.patterns import Read, draw
 from tests.simulation.sabotage import Parts
 from tests.simulation.script import Script
-from tests.simulation.store import SimulatedStore, flipped
+from tests.simulation.store import PLACE, SimulatedStore, flipped
 
 LONGEST_READ = {"clean": 200.0, "survivable": 7200.0, "hostile": 7200.0, "lying": 7200.0}
 """Seconds after which a read hangs, by the kind of script: all that there is to read over the slowest connection, or
@@ -39,6 +40,10 @@ NERVOUS = 0.05
 
 KNOWN = 400
 """Events that are remembered for the report of a failure."""
+
+
+async def _never(*_: object) -> Listing:
+    raise NotImplementedError
 
 
 class World:
@@ -68,8 +73,8 @@ class World:
         self.disk: SimulatedDisk = parts.disk(
             faults=script.disk, dice=random.Random(f"disk {script.seed}"), clock=trio.current_time, note=self.note
         )
-        self.root = Directory(ROOT, "", None, "")
-        self._inodes = ROOT
+        self._tree = Tree(place=PLACE, prefix="", list_prefix=_never, age=lambda _: 0.0, ttl=math.inf)
+        self._infos: dict[str, ObjectInfo] = {}
         self.names = [f"model-{number + 1:05}-of-{len(script.sizes):05}.gguf" for number in range(len(script.sizes))]
         for name, size in zip(self.names, script.sizes, strict=True):
             self._put(name, size)
@@ -123,13 +128,13 @@ class World:
 
     def _put(self, name: str, size: int, *, back: bool = False) -> None:
         version = self.store.put(name, size, back=back)
-        self._inodes += 1
-        info = ObjectInfo(name, version.etag, size, 0)
-        self.root.children[name] = File(self._inodes, name, self.root, version, info)
+        self._infos[name] = ObjectInfo(name, version.etag, size, 0)
+        self._tree.adopt(self._tree.root, Listing("", tuple(self._infos.values()), (), 0.0))
+        self._tree.remember(self.file(name))
 
     def file(self, name: str) -> File:
         """What the name stands for now."""
-        file = self.root.children[name]
+        file = self._tree.root.children[name]
         assert isinstance(file, File)
         return file
 
@@ -140,12 +145,8 @@ class World:
             self.violated(f"{version.key} {version.etag} is taken for wrong")
         if version.object_id not in self._always:
             self.store.stop_lying(version)
-        file = self.file(version.key)
-        if file.version == version:
-            file.spoiled = True
-            self._inodes += 1
-            info = ObjectInfo(version.key, version.etag, version.size, 0)
-            self.root.children[file.name] = File(self._inodes, file.name, self.root, version, info)
+        self._tree.spoil(version)
+        self._tree.remember(self.file(version.key))
 
     async def change(self) -> None:
         """What the script says that others do to the objects."""
@@ -459,8 +460,7 @@ class Life:
         slots: set[int] = set(self.memory._free)
         contents = {
             (file.version.object_id, number): file.version
-            for file in self._world.root.children.values()
-            if isinstance(file, File)
+            for file in map(self._world.file, self._world.names)
             for number in range(file.version.chunk_count)
         }
         for chunks in (self.memory._read, self.memory._unread):
