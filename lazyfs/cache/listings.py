@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import trio
+
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.packing import pack, pack_total, unpack, unpack_total
 from lazyfs.cache.walks import Walks
@@ -43,8 +45,8 @@ class Lists(Protocol):
 
 
 class Listings:
-    """Listings of one bucket (`place`) below `root`, believed for `ttl` seconds. `clock` is wall time, for they outlive
-    the process."""
+    """Listings of one bucket (`place`) below `root`, believed for `ttl` seconds. `nursery` runs what lies ahead of
+    a walk. `clock` is wall time, for they outlive the process."""
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Listings:
         disk: Disk,
         in_writer: Callable[..., Awaitable[object]],
         ttl: float,
+        nursery: trio.Nursery | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._place = place
@@ -66,7 +69,11 @@ class Listings:
         self._clock = clock
         # One attempt: what cannot be had so is asked for with patience, directory by directory.
         self._walks = Walks(
-            root=root, stretch=lambda below, after: store.stretch(below, after, budget=0), keep=self._keep
+            root=root,
+            stretch=lambda below, after: store.stretch(below, after, budget=0),
+            keep=self._keep,
+            children=self._children,
+            nursery=nursery,
         )
         self._failed_at = float("-inf")
         self._total: tuple[int, float] | None = None
@@ -82,6 +89,7 @@ class Listings:
         kept = self._kept(prefix)
         if not doubted:
             if kept is not None and self._fresh(kept):
+                self._walks.passed(prefix)
                 return kept
             if kept is not None and 0 <= self._clock() - self._failed_at < STALE_FOR:
                 return self._stale(kept)  # of a walk in an outage, not every directory waits
@@ -118,6 +126,10 @@ class Listings:
         """What the index has, unless it is from the future: a clock that was set back makes nothing fresh for years."""
         found = unpack(self._disk.listing(self._key(b"", prefix)))
         return found if found is not None and found.prefix == prefix and found.listed_at <= self._clock() else None
+
+    def _children(self, prefix: str) -> Sequence[str]:
+        kept = self._kept(prefix)
+        return sorted(kept.prefixes) if kept is not None else ()
 
     def _fresh(self, listing: Listing) -> bool:
         return self.age(listing) < self._ttl

@@ -18,6 +18,11 @@ _SHORT = NAME_MAX // 4
 """Characters that are not too long in UTF-8, whatever they are."""
 
 
+_NO_NAMES = Names.of(())
+_NONE_HIDDEN: Counter[Hidden] = Counter()
+"""Of most directories, of which there may be many."""
+
+
 class Entries:
     """Entry `at` of [0, len): names ascend. `hidden` counts what has no entry, by reason."""
 
@@ -44,9 +49,10 @@ class Entries:
         infos = Infos.of(listing.prefix, listing.objects)
         cut = len(listing.prefix)
         hidden: Counter[Hidden] = Counter()
-        directories = Names.of(_shown((prefix[cut:-1] for prefix in listing.prefixes), hidden))
+        names = list(_shown((prefix[cut:-1] for prefix in listing.prefixes), hidden))
+        directories = Names.of(names) if names else _NO_NAMES
         order = _order(infos.names, directories, hidden)
-        made = cls(infos, directories, order, range(0), hidden)
+        made = cls(infos, directories, order, range(0), hidden or _NONE_HIDDEN)
         same = made._same_as(before)
         if same is not None:
             made.inodes = same
@@ -89,9 +95,9 @@ class Entries:
     def alone(self, at: int) -> "Entries":
         """The one entry by itself, when the others are no longer needed."""
         if self.is_directory(at):
-            return Entries(NOTHING.infos, Names.of([self.name(at)]), range(-1, 0), range(0), Counter())
+            return Entries(NOTHING.infos, Names.of([self.name(at)]), range(-1, 0), range(0), _NONE_HIDDEN)
         info = self.infos[self._order[at]]
-        return Entries(Infos.of(self.infos.prefix, [info]), NOTHING._directories, range(1), range(0), Counter())
+        return Entries(Infos.of(self.infos.prefix, [info]), _NO_NAMES, range(1), range(0), _NONE_HIDDEN)
 
     def _same_as(self, before: "Entries") -> Sequence[int] | None:
         """The inodes of `before`, if nothing has changed."""
@@ -168,5 +174,5 @@ def _twice(names: list[str], at: int, after: int | None) -> bool:
     return after is not None and names[at] == names[after]
 
 
-NOTHING = Entries(Infos.of("", ()), Names.of(()), range(0), range(0), Counter())
+NOTHING = Entries(Infos.of("", ()), _NO_NAMES, range(0), range(0), _NONE_HIDDEN)
 """Those of a directory that was not listed yet."""

@@ -90,6 +90,7 @@ class RunningMount:
             disk=self.disk,
             in_writer=self.chunks.writer.step,
             ttl=ttl,
+            nursery=nursery,
         )
         self.tree = Tree(
             place=source.place,

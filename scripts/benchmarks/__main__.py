@@ -16,6 +16,7 @@ from pathlib import Path
 from lazyfs.config import parse_size
 from lazyfs.errors import UsageError
 from scripts.benchmarks.beside import Beside, WarmTouches
+from scripts.benchmarks.listings import Deep, Flat
 from scripts.benchmarks.models import Load, LoadTls, WarmLoad
 from scripts.benchmarks.results import Line, markdown, table
 from scripts.benchmarks.rows import Row
@@ -41,6 +42,8 @@ ROWS: list[type[Row]] = [
     Walks,
     SlowConnections,
     Ready,
+    Flat,
+    Deep,
     OpenFiles,
     Idle,
     WarmTouches,

@@ -185,8 +185,8 @@ class Stage:
         return env | {"HOME": home, "XDG_STATE_HOME": home, "AWS_EC2_METADATA_DISABLED": "true"}
 
     @contextlib.contextmanager
-    def mounted(self, cache: Path) -> Iterator[Mounted]:
-        """A mount of the bucket with this cache directory."""
+    def mounted(self, cache: Path, *more: str) -> Iterator[Mounted]:
+        """A mount of the bucket with this cache directory, and more options."""
         server = self.server
         options = [
             f"--endpoint-url={server.url}",
@@ -194,6 +194,7 @@ class Stage:
             f"--cache-dir={cache}",
             f"--memory-budget={MEMORY_BUDGET // MIB}MiB",
             f"--log-file={self.scratch / 'log'}",
+            *more,
         ]
         if server.ca_bundle:
             options.append(f"--ca-bundle={server.ca_bundle}")

@@ -14,6 +14,7 @@ from lazyfs.cache.index import Index
 from lazyfs.objects import CHUNK_SIZE, MIB
 from scripts.benchmarks.__main__ import ROWS, options
 from scripts.benchmarks.beside import FIGURES, Beside
+from scripts.benchmarks.listings import Deep, Flat, entries
 from scripts.benchmarks.peers import Peer
 from scripts.benchmarks.results import Line, at_least, at_most, markdown, table
 from scripts.benchmarks.rows import Measured, in_turns
@@ -70,6 +71,12 @@ def test_every_promise_has_a_row() -> None:
     assert len(names) == len(ROWS)
     assert [row.name for row in options(["--peers"]).rows] == ["R13", "R11"]
     assert [row.name for row in options(["--rows", "r9,R1"]).rows] == ["R1", "R9"]
+
+
+def test_the_keys_of_listings() -> None:
+    """As many as there should be, in as many directories."""
+    assert (len(entries(Flat().keys(1000))), len(entries(Deep().keys(1000)))) == (1000, 1100)
+    assert len(set(Deep().keys(1000))) == 1000
 
 
 @pytest.mark.parametrize("size", [64 * MIB, 100 * MIB, 1024 * MIB])

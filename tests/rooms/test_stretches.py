@@ -1,7 +1,7 @@
 """Walks over many directories: how many requests they take, that a stretch gives nothing that a listing would not, and
 what a guess costs that was wrong."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import pytest
 import trio
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from lazyfs.cache.walks import MOST_LISTINGS, ONE_BY_ONE, Walks, ancestors, split
+from lazyfs.cache.walks import MOST_AHEAD, MOST_LISTINGS, ONE_BY_ONE, Walks, ancestors, split
 from lazyfs.errors import Transient
 from lazyfs.objects import Listing, ObjectInfo, Stretch
 from tests.rooms.memory_store import Call, Fault, MemoryStore, Valve
@@ -18,15 +18,40 @@ from tests.rooms.memory_store import Call, Fault, MemoryStore, Valve
 class Walker:
     """Who walks over a bucket as a file system does: out of what was kept, a stretch, or a listing alone."""
 
-    def __init__(self, keys: Iterable[str], *, page: int = 1000, root: str = "", kept: bool = True) -> None:
+    def __init__(
+        self,
+        keys: Iterable[str],
+        *,
+        page: int = 1000,
+        root: str = "",
+        kept: bool = True,
+        nursery: trio.Nursery | None = None,
+    ) -> None:
         self.store = MemoryStore()
         self.store.page = page
         for key in keys:
             self.store.put(key, b"x")
         self.kept: dict[str, Listing] = {}
         self._keep_any = kept
-        self.walks = Walks(root=root, stretch=self.store.stretch, keep=self._keep)
+        self._children: dict[str, Sequence[str]] = {}
+        self.walks = self.walks_of(self.store.stretch, root=root, nursery=nursery)
         self.fresh: Callable[[Listing], bool] = lambda listing: True
+
+    def walks_of(
+        self,
+        stretch: Callable[[str, str], Awaitable[Stretch]],
+        *,
+        root: str = "",
+        nursery: trio.Nursery | None = None,
+    ) -> Walks:
+        """The walks, with what they need of this."""
+        return Walks(
+            root=root,
+            stretch=stretch,
+            keep=self._keep,
+            children=lambda prefix: self._children.get(prefix, ()),
+            nursery=nursery,
+        )
 
     async def _keep(self, listings: Sequence[Listing]) -> None:
         if self._keep_any:
@@ -35,12 +60,14 @@ class Walker:
     async def ask(self, prefix: str) -> Listing:
         """The listing, as `Listings` gets it."""
         if prefix in self.kept:
+            self.walks.passed(prefix)
             return self.kept[prefix]
         found = await self.walks.bring(prefix, self.fresh)
         if found is None:
             found = await self.store.list(prefix)
             self.walks.listed(prefix)
             await self._keep([found])
+            self._children[prefix] = found.prefixes
         return found
 
     async def walk(self, prefix: str = "") -> list[str]:
@@ -125,6 +152,82 @@ def test_any_bucket_is_walked_right(keys: set[str], page: int) -> None:
     trio.run(run)
 
 
+@given(st.sets(KEYS, min_size=1, max_size=40), st.integers(2, 12), st.booleans(), st.integers(1, 3))
+@settings(max_examples=200)
+def test_any_bucket_is_walked_right_by_some_at_once(
+    keys: set[str],
+    page: int,
+    kept: bool,
+    walkers: int,
+) -> None:
+    """With stretches brought ahead of them, and some of these failing; and nothing is left under way."""
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            walker = Walker(keys, page=page, kept=kept, nursery=nursery)
+            turn = iter(range(1 << 30))
+            fault = Fault(Transient("down"))
+            walker.store.fault = lambda call: fault if call.kind == "stretch" and next(turn) % 3 == 2 else None
+
+            async def look() -> None:
+                assert sorted(await walker.walk()) == sorted(keys)
+
+            for _ in range(walkers):
+                nursery.start_soon(look)
+        assert all(not walk.flights for walk in walker.walks._walks.values())
+
+    trio.run(run)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_what_lies_ahead_of_a_walk_is_on_its_way(*, kept: bool) -> None:
+    """More with every stretch that the walk comes to, some at the same time, and each but once; all of it costs hardly
+    more than one after the other."""
+    keys = models(200, 5)
+    async with trio.open_nursery() as nursery:
+        walker = Walker(keys, page=50, kept=kept, nursery=nursery)
+        at_once: list[int] = []
+
+        def look(call: Call) -> Valve | None:
+            at_once.append(sum(len(walk.flights) for walk in walker.walks._walks.values()))
+            return None
+
+        walker.store.valve = look
+        assert sorted(await walker.walk()) == sorted(keys)
+    assert max(at_once) >= MOST_AHEAD - 1
+    stretches = [call.key for call in walker.store.calls if call.kind == "stretch"]
+    assert len(set(stretches)) == len(stretches)
+    assert walker.asked("list") == 2 + ONE_BY_ONE
+    assert len(stretches) <= 1000 / 50 * 1.2 + 1
+
+
+async def test_a_walk_that_ends_has_cost_what_was_ahead_of_it() -> None:
+    """The stretch that somebody needed and one more: a guess is made larger only where the walk follows."""
+    async with trio.open_nursery() as nursery:
+        walker = Walker(models(200, 5), page=50, nursery=nursery)
+        await walker.ask("big/")
+        for number in range(ONE_BY_ONE + 1):
+            await walker.ask(f"big/model-{number:05}/")
+    assert walker.asked("stretch") == 2
+
+
+async def test_a_defect_ahead_of_a_walk_is_logged_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for ever for what it should have brought."""
+    keys = models(40, 5)
+    async with trio.open_nursery() as nursery:
+        walker = Walker(keys, page=50)
+        stretch, turn = walker.store.stretch, iter(range(1 << 30))
+
+        async def defect(prefix: str, after: str) -> Stretch:
+            if next(turn) == 1:
+                raise RuntimeError("a defect")
+            return await stretch(prefix, after)
+
+        walker.walks = walker.walks_of(defect, nursery=nursery)
+        assert sorted(await walker.walk()) == sorted(keys)
+    assert "a defect in a walk" in caplog.text
+
+
 async def test_directories_that_are_too_large_are_soon_asked_for_alone() -> None:
     """A stretch that does not reach the end of one was in vain; after each, twice as many are listed first."""
     walker = Walker(models(40, 30), page=20)
@@ -193,7 +296,7 @@ async def test_a_store_without_order_is_asked_one_by_one(caplog: pytest.LogCaptu
         found = await stretch(prefix, after)
         return Stretch(prefix, after, found.objects[::-1], found.complete, found.listed_at)
 
-    walker.walks = Walks(root="", stretch=shuffled, keep=walker._keep)
+    walker.walks = walker.walks_of(shuffled)
     assert len(await walker.walk()) == 100
     assert walker.asked("stretch") == 1
     assert walker.asked("list") == 22
