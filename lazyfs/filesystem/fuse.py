@@ -1,4 +1,4 @@
-"""The translation between the kernel and the model: the only importer of pyfuse3.
+"""The translation between the kernel and the model: with `session.py` the only importer of pyfuse3.
 
 Its job: names, attributes, open files in the kernel's words, one guard around every handler, one table from failure to
 errno. No decision about chunks or listings is made here.
@@ -9,23 +9,19 @@ page held by a read that waits for us leaves an unkillable process; attributes a
 readdirplus, because a size that shrinks kills mapped readers by SIGBUS.
 """
 
-import contextlib
 import errno
 import functools
 import logging
 import os
-import select
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from lazyfs import errors
 from lazyfs.filesystem.files import OpenFiles
-from lazyfs.filesystem.options import advice
 from lazyfs.filesystem.tree import Directory, File, Node, Snapshot, Tree
 
 log = logging.getLogger(__name__)
@@ -321,39 +317,3 @@ for _name in [
     "removexattr",
 ]:
     setattr(Operations, _name, _read_only)
-
-
-class Session:
-    """The one FUSE session of this process, between `__init__` (mounted) and `close` (unmounted)."""
-
-    def __init__(self, operations: Operations, mountpoint: str, options: set[str]) -> None:
-        try:
-            pyfuse3.init(operations, mountpoint, options)
-        except (RuntimeError, OSError) as error:
-            raise errors.SetupError(f"cannot mount at {mountpoint}: {error}; {advice(options)}") from None
-
-    async def run(self) -> None:
-        """Answer the kernel until the filesystem is unmounted or `stop` is called."""
-        await cast(Any, pyfuse3.main)(max_tasks=MAX_TASKS)
-
-    async def unmounted(self) -> None:
-        """Return once the kernel has let go of the mount; `run` still waits for the requests that it handles then."""
-        with select.epoll() as gone:
-            for name in os.listdir("/proc/self/fd"):
-                with contextlib.suppress(FileNotFoundError):
-                    if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
-                        # No events but EPOLLERR, which fs/fuse/dev.c gives when the connection is gone.
-                        gone.register(int(name), 0)
-            await trio.lowlevel.wait_readable(gone.fileno())
-
-    def stop(self) -> None:
-        """Make `run` return."""
-        pyfuse3.terminate()
-
-    def close(self) -> None:
-        """Unmount, if that has not happened, and end the session."""
-        pyfuse3.close(unmount=True)
-
-
-MAX_TASKS = 512
-"""Requests handled at once. Each waiting read holds one, and a mapped reader's fault must not wait for another's."""

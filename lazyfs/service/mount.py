@@ -22,8 +22,9 @@ from lazyfs.cache.memory import Memory
 from lazyfs.cache.verifier import Verifier
 from lazyfs.config import Config
 from lazyfs.filesystem.files import OpenFiles
-from lazyfs.filesystem.fuse import Operations, Session
+from lazyfs.filesystem.fuse import Operations
 from lazyfs.filesystem.options import mount_options
+from lazyfs.filesystem.session import Session
 from lazyfs.filesystem.tree import File, Tree
 from lazyfs.objects import Source
 from lazyfs.reading.streams import Budget

@@ -13,7 +13,7 @@ import trio
 
 from lazyfs import errors
 from lazyfs.config import Config
-from lazyfs.filesystem.fuse import Session
+from lazyfs.filesystem.session import Session
 from lazyfs.objects import Source
 from lazyfs.service.mount import RunningMount
 from lazyfs.service.notify import notify

@@ -20,7 +20,7 @@ ONLY_IN = {
     "botocore": ("stores/client.py", "stores/s3.py", "stores/signing.py"),
     "urllib3": ("stores/s3.py",),
     "lmdb": ("cache/index.py",),
-    "pyfuse3": ("filesystem/fuse.py",),
+    "pyfuse3": ("filesystem/fuse.py", "filesystem/session.py"),
     "click": ("cli/",),
 }
 """Library and where it may be imported; a folder ends in a slash."""
