@@ -230,7 +230,7 @@ def test_what_the_dead_were_doing_is_finished_by_the_living(
     forgotten and not cleared; its place and its lock are free."""
     bound = f"--max-cache-size={BOUND}"
     living = start(mounter, buckets, "one", bound)
-    read_all(readers["one"], living)
+    fill(living)
     dying = start(mounter, buckets, "three", bound, env=preloaded(failing, mounter, buckets))
     with failing.held(call) as is_held:
         readers["three"].begin("digest", str(dying.path / "others-0"))
@@ -252,7 +252,7 @@ def test_nobody_waits_for_one_that_is_stuck(
     ended; then all is as before."""
     bound = f"--max-cache-size={BOUND}"
     other = start(mounter, buckets, "one", bound)
-    read_all(readers["one"], other)
+    fill(other)
     stuck = start(mounter, buckets, "three", bound, env=preloaded(failing, mounter, buckets))
     with failing.held("unlink") as is_held:
         readers["three"].begin("digest", str(stuck.path / "others-0"))
@@ -268,6 +268,13 @@ def test_nobody_waits_for_one_that_is_stuck(
     read_all(readers["one"], other)
     assert other.stats()["chunks"]["kept"] > kept
     check_at_rest(mounter.cache(), daemons=2)
+
+
+def fill(mount: Mount) -> None:
+    """The cache is full: who reads 8 MiB more must make room, however slow the disk was."""
+    for key in ("models-3", "models-0"):
+        completed(mount.path / key)
+    assert BOUND - books(mount.cache).used < 8 * MIB
 
 
 def read_all(reader: Reader, mount: Mount) -> None:
