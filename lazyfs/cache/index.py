@@ -38,6 +38,9 @@ from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
 
 FORMAT = b"lazyfs-index-1"
+VERDICTS_BESIDE = 1024
+"""How many may be of objects that have left the cache, before anybody looks: some 200 KiB."""
+
 TABLES = ("meta", "objects", "segments", "lru", "claims", "graves", "listings", "verdicts")
 MAP_SIZE = 64 * 1024**3
 """Address space, not disk. 12 KiB a segment: enough for an index of more than 300 TiB of chunks."""
@@ -207,8 +210,16 @@ class Index:
             ledger.touch(segments, time.time_ns())
 
     def put_verdict(self, object_id: bytes, packed: bytes) -> None:
-        """Keep what was found of the object as a whole."""
+        """Keep what was found of the object as a whole. Those of objects that have left the cache are forgotten when
+        they are most of all: what they said is found out anew."""
         with self._transaction() as txn:
+            objects = self._tables.objects
+            if txn.stat(self._verdicts)["entries"] > 2 * txn.stat(objects)["entries"] + VERDICTS_BESIDE:
+                with txn.cursor(self._verdicts) as cursor:
+                    known = [bytes(key) for key in cursor.iternext(values=False)]
+                for key in known:
+                    if txn.get(key, db=objects) is None:
+                        txn.delete(key, db=self._verdicts)
             txn.put(object_id, packed, db=self._verdicts)
 
     def put_listings(self, packed: dict[bytes, bytes]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lazyfs.cache.index import Index
+from lazyfs.cache.index import VERDICTS_BESIDE, Index
 from lazyfs.cache.ledger import Answer
 from lazyfs.cache.records import WHOLE_FILE, Run, Written, disk_size
 from lazyfs.errors import CacheUnavailable
@@ -233,6 +233,21 @@ def test_least_recently_used_goes_first(path: Path) -> None:
         index.dug(index.graves())
     index.close()
     assert order == ["b", "c", "a"]
+
+
+def test_verdicts_of_what_has_left_the_cache_are_forgotten(path: Path) -> None:
+    """Not at once, but before they are many; what is here keeps its own."""
+    index = kept_index(path)
+    here = [ObjectVersion("p", name, '"e"', MIB).object_id for name in "abc"]
+    for object_id in here:
+        index.put_verdict(object_id, b"here")
+    gone = [number.to_bytes(16, "big") for number in range(2 * VERDICTS_BESIDE)]
+    for object_id in gone:
+        index.put_verdict(object_id, b"gone")
+    assert [index.verdict(object_id) for object_id in here] == [b"here"] * 3
+    assert 0 < sum(index.verdict(object_id) is not None for object_id in gone) <= VERDICTS_BESIDE + 6
+    assert index.verdict(gone[-1]) == b"gone"
+    index.close()
 
 
 def test_a_claim_beyond_the_bound_is_refused(path: Path) -> None:
