@@ -120,6 +120,11 @@ class Config:
     force_path_style: bool = _setting(
         "false", parse_flag, "Put the bucket into the path instead of the host; always on with --endpoint-url."
     )
+    transfer_acceleration: bool = _setting(
+        "false", parse_flag, "Use the Transfer Acceleration endpoint of AWS; the bucket must have it enabled."
+    )
+    dual_stack: bool = _setting("false", parse_flag, "Use the endpoints of AWS that IPv6 reaches as well as IPv4.")
+    fips: bool = _setting("false", parse_flag, "Use the endpoints of AWS that are validated by FIPS 140.")
     requester_pays: bool = _setting("false", parse_flag, "Agree to pay for requests to a requester-pays bucket.")
     expected_bucket_owner: str | None = _setting(None, parse_text, "Fail unless this account owns the bucket.")
     ca_bundle: str | None = _setting(None, parse_text, "File with the certificates to trust for https endpoints.")
@@ -214,6 +219,10 @@ class Config:
             raise UsageError("--max-background must be at least 1")
         if self.endpoint_url is not None:
             _check_endpoint(self.endpoint_url)
+            if self.transfer_acceleration or self.dual_stack or self.fips:
+                raise UsageError(
+                    "--transfer-acceleration, --dual-stack and --fips choose one of AWS; leave --endpoint-url out"
+                )
         if self.allow_other and self.allow_root:
             raise UsageError("--allow-other and --allow-root exclude each other; --allow-other includes root")
 
@@ -229,9 +238,14 @@ def _check_endpoint(url: str) -> None:
         raise UsageError(f"--endpoint-url {shortened(url)!r} must start with http:// or https:// and name a host")
 
 
+_ACCESS_POINT = r"arn:aws[a-z-]*:s3:[a-z0-9-]*:[0-9]{12}:accesspoint/[A-Za-z0-9][A-Za-z0-9.-]{1,62}"
+"""Without a region it is a multi-region access point."""
+
+
 def parse_source(text: str) -> tuple[str, str]:
-    """`s3://bucket` or `s3://bucket/prefix/` as (bucket, prefix); a missing last slash of the prefix is added."""
-    match = re.fullmatch(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,62})(?:/(.*))?", text, re.DOTALL)
+    """`s3://bucket` or `s3://bucket/prefix/` as (bucket, prefix); a missing last slash of the prefix is added. The ARN
+    of an access point stands for a bucket, as for the AWS CLI."""
+    match = re.fullmatch(rf"s3://({_ACCESS_POINT}|[A-Za-z0-9][A-Za-z0-9._-]{{1,62}})(?:/(.*))?", text, re.DOTALL)
     if match is None:
         raise UsageError(f"{shortened(text)!r} is not a source; write s3://bucket or s3://bucket/prefix/")
     prefix = match[2] or ""

@@ -33,6 +33,9 @@ def s3_store(config: Config, source: Source) -> Store:
         "expected_bucket_owner": config.expected_bucket_owner,
         "ca_bundle": config.ca_bundle,
         "max_connections": config.max_connections,
+        "transfer_acceleration": config.transfer_acceleration,
+        "dual_stack": config.dual_stack,
+        "fips": config.fips,
     }
     if config.s3_engine == "awscrt":
         from lazyfs.stores.crt import CrtStore  # noqa: PLC0415 - 30 ms of a start that nearly nobody asks for

@@ -34,6 +34,9 @@ class Connection:
         path_style: bool,
         ca_bundle: str | None,
         connections: int,
+        transfer_acceleration: bool = False,
+        dual_stack: bool = False,
+        fips: bool = False,
     ) -> None:
         """Sends nothing to S3. `SetupError` for a profile or a CA bundle that does not exist."""
         try:
@@ -46,8 +49,16 @@ class Connection:
             "region_name": region,
             "verify": ca_bundle,
             "config": Config(
-                signature_version=UNSIGNED if no_sign_request else "s3v4",
-                s3={"addressing_style": "path" if path_style else "auto"},
+                # Else botocore chooses by bucket: told "s3v4", it signs requests to multi-region access points (SigV4A)
+                # and to S3 Express (a session) in a way that is refused there.
+                signature_version=UNSIGNED if no_sign_request else None,
+                s3={
+                    "addressing_style": "path" if path_style else "auto",
+                    "use_accelerate_endpoint": transfer_acceleration,
+                },
+                # None leaves it to AWS_USE_DUALSTACK_ENDPOINT, AWS_USE_FIPS_ENDPOINT and the profile.
+                use_dualstack_endpoint=dual_stack or None,
+                use_fips_endpoint=fips or None,
                 # All asking again is fetch.py's: two retriers multiply.
                 retries={"total_max_attempts": 1, "mode": "standard"},
                 # Servers other than AWS stumble over the checksums newer SDKs add by default.

@@ -49,6 +49,9 @@ class S3Store:
         ca_bundle: str | None = None,
         max_connections: int = 32,
         quick: bool = True,
+        transfer_acceleration: bool = False,
+        dual_stack: bool = False,
+        fips: bool = False,
     ) -> None:
         """Make the client. Sends nothing. `SetupError` for a profile or a CA bundle that does not exist.
 
@@ -75,6 +78,9 @@ class S3Store:
             path_style=force_path_style or endpoint_url is not None,
             ca_bundle=ca_bundle,
             connections=max_connections,
+            transfer_acceleration=transfer_acceleration,
+            dual_stack=dual_stack,
+            fips=fips,
         )
         self._lister = Lister(lambda: self._client, self._common)
 
