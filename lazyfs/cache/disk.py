@@ -13,7 +13,7 @@ index again, and sees an eviction and no damage.
 
 What a kill can leave beyond what the index knows: nothing of chunks, for what a claim or a grave names is cleared; an
 object's record of 100 bytes that has no chunk yet. What a power failure can leave, when the index is older than the
-files: files that it does not know, and files with more in them than it knows. `_sweep` removes both.
+files: files that it does not know, and files with more in them than it knows. `sweep` removes both.
 
 Concurrency: `kept` and `read` from any thread; the rest from one thread at a time (the writer's), except at start.
 """
@@ -24,14 +24,18 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from lazyfs.cache.batches import Verified as Verified  # noqa: PLC0414 - others know it from here
+from lazyfs.cache.batches import in_runs
+from lazyfs.cache.catalogue import pins
 from lazyfs.cache.directory import CacheDirectory, unusable
+from lazyfs.cache.index import Index
 from lazyfs.cache.ledger import Answer
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.opening import open_index
-from lazyfs.cache.records import WHOLE_FILE, Kept, Run, Written, disk_size
+from lazyfs.cache.records import Kept, Run, Written, disk_size
 from lazyfs.cache.sums import block_sums
+from lazyfs.cache.sweep import sweep
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, ObjectVersion
 
@@ -39,10 +43,6 @@ log = logging.getLogger(__name__)
 
 INDEX_SLACK = MIB
 """Room left under the bound for what a commit may add to the index file itself."""
-
-FILE_OVERHEAD = 64 * 1024
-"""What an object file may take beyond its chunks: the filesystem's list of its extents, a page for 340 of them on ext4,
-so all that a file of 5 GiB can have."""
 
 CLAIMS = 3
 """How often a write claims space while others forget what it writes into."""
@@ -53,16 +53,6 @@ write keeps nothing, and the next writes do not wait at all until the lock was f
 
 QUIET = 60.0
 """Seconds between two words in the log about a disk that fails."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """A chunk whose bytes are in memory, to be kept. `sums` are its block checksums."""
-
-    version: ObjectVersion
-    number: int
-    view: memoryview
-    sums: bytes
 
 
 class Disk:
@@ -77,7 +67,7 @@ class Disk:
         self._patience = PATIENCE
         self.evicted_bytes = 0
         self._scratch = Scratch()
-        self._closed = False
+        self._closed = self._said_full = False
         self.failures = 0
         """How often the index could not be read, or the disk not cleared."""
         try:
@@ -149,6 +139,23 @@ class Disk:
         if self._index.bury_object(version.object_id):
             self._dig_if_alone()
 
+    def drop(self, objects: Sequence[bytes]) -> tuple[int, int]:
+        """Forget these objects and give their space back: how many bytes, and of how many objects nothing could go,
+        for they are being written. Blocks."""
+        freed = [self._index.bury_object(object_id) for object_id in objects]
+        self._dig_if_alone()
+        left = [one for one, size in zip(objects, freed, strict=True) if not size and self._index.present_chunks(one)]
+        return sum(freed), len(left)
+
+    def capacity(self) -> int:
+        """Bytes that chunks may take in all, if everything that is there went. Blocks."""
+        return self._bound() - self._index.own_size()
+
+    @property
+    def index(self) -> Index:
+        """For who looks at all of it. It raises `CacheUnavailable`."""
+        return self._index
+
     def put_listings(self, packed: dict[bytes, bytes]) -> None:
         """Keep listings, while there is room for them under the bound. Blocks."""
         if self._index.used() + sum(map(len, packed.values())) <= self._bound():
@@ -195,7 +202,7 @@ class Disk:
 
     def _keep(self, chunks: Sequence[Verified], attempts: int) -> int:
         generations = {chunk.version.object_id: self._index.generation(chunk.version) for chunk in chunks}
-        runs = _runs(chunks, generations)
+        runs = in_runs(chunks, generations)
         size = sum(disk_size(len(chunk.view)) for chunk in chunks)
         answer = self._claim([run for run, _ in runs], size)
         if answer is Answer.STALE and attempts > 1:
@@ -260,7 +267,9 @@ class Disk:
                 freed = self._index.bury(max(lacking, size))
                 self.evicted_bytes += freed
                 if not freed:
+                    self._say_full()
                     return answer
+                self._said_full = False
                 cleared = self._dig()
 
     @contextlib.contextmanager
@@ -311,23 +320,19 @@ class Disk:
         try:
             self._tidy()
             if torn:
-                self._sweep()
+                sweep(self._index, self._files)
+                self._dig()
         except (CacheUnavailable, OSError) as error:
             log.warning("what an earlier daemon left in the cache could not be cleared: %s", error)
 
-    def _sweep(self) -> None:
-        """Remove files that the index does not know, and forget those that hold more than it knows.
-
-        Every file is made after its record, so one found before the records were read, and not in them, has none.
-        """
-        found = self._files.found()
-        known = self._index.entries()
-        for (object_id, generation), size in found.items():
-            if (object_id, generation) not in known:
-                self._files.clear(Run(object_id, generation, 0, WHOLE_FILE))
-            elif size > known[object_id, generation] + FILE_OVERHEAD:
-                self._index.bury_object(object_id)
-        self._dig()
+    def _say_full(self) -> None:
+        """Say once, until something can be evicted again, that pins leave no room."""
+        if not self._said_full and pins(self._index):
+            self._said_full = True
+            log.warning(
+                "the cache is full of what is pinned, or being written: what is read now is not kept; unpin something "
+                "(`lazyfs pin --list`), or raise --max-cache-size"
+            )
 
     def _failed(self, error: object) -> None:
         """Count a failure of the disk, and say so once in a while."""
@@ -341,18 +346,3 @@ class Disk:
 
 def _sums_length(view: memoryview) -> int:
     return -(-len(view) // BLOCK_SIZE) * 8
-
-
-def _runs(chunks: Sequence[Verified], generations: dict[bytes, int]) -> list[tuple[Run, list[Verified]]]:
-    """The chunks as runs of adjacent ones, each one write."""
-    groups: list[list[Verified]] = []
-    for chunk in sorted(chunks, key=lambda c: (c.version.object_id, c.number)):
-        last = groups[-1][-1] if groups else None
-        if last and last.version == chunk.version and last.number + 1 == chunk.number:
-            groups[-1].append(chunk)
-        else:
-            groups.append([chunk])
-    return [
-        (Run(g[0].version.object_id, generations[g[0].version.object_id], g[0].number, g[-1].number + 1), g)
-        for g in groups
-    ]

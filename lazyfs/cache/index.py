@@ -12,13 +12,14 @@ Concurrency: reads from any thread; write transactions serialize between threads
 begins and ends in one call, hence on one thread.
 
 Tables (integers big-endian in keys, so that byte order is number order):
-  objects   object_id -> generation u32, size u64, present chunks u32, and the key as text for people
+  objects   object_id -> generation u32, size u64, present chunks u32, and as text the key, NUL, the bucket
   segments  object_id + segment u32 -> generation u32, last use u64, presence u64, 64 x 16 checksums of 8 bytes, seal
-  lru       last use u64 + object_id + segment u32 -> nothing; as many entries as segments
+  lru       last use u64 + object_id + segment u32 -> nothing; as many entries as segments; see `pins.py`
   claims    daemon u64 -> bytes reserved u64, and the runs of chunks they are for
   graves    object_id + generation u32 + first u32 + stop u32 -> bytes u64 that leave the disk when it is dug
   verdicts  object_id -> what became of comparing all of its bytes, as `verdicts.py` packs it
   listings  16 bytes for bucket and prefix -> a listing, as `listings.py` packs it
+  pins      16 bytes for bucket and key -> what eviction leaves alone, as `pins.py` packs it
   meta      "used" -> bytes of disk spoken for by present chunks, claims and graves together
 """
 
@@ -29,11 +30,24 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
-from lazyfs.cache.ledger import USED, Answer, Ledger, Tables
-from lazyfs.cache.records import CHUNK_SUMS, HEAD, OBJECT, Kept, Run, Written, number_of, segment_key, sound
+from lazyfs.cache.ledger import USED, Answer, Ledger
+from lazyfs.cache.records import (
+    CHUNK_SUMS,
+    HEAD,
+    OBJECT,
+    Kept,
+    Run,
+    Written,
+    number_of,
+    object_record,
+    segment_key,
+    sound,
+)
+from lazyfs.cache.tables import Tables
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
 
@@ -41,7 +55,7 @@ FORMAT = b"lazyfs-index-1"
 VERDICTS_BESIDE = 1024
 """How many may be of objects that have left the cache, before anybody looks: some 200 KiB."""
 
-TABLES = ("meta", "objects", "segments", "lru", "claims", "graves", "listings", "verdicts")
+TABLES = ("meta", "objects", "segments", "lru", "claims", "graves", "listings", "verdicts", "pins")
 MAP_SIZE = 64 * 1024**3
 """Address space, not disk. 12 KiB a segment: enough for an index of more than 300 TiB of chunks."""
 
@@ -49,15 +63,17 @@ MAP_SIZE = 64 * 1024**3
 class Index:
     """An open index. Raises `CacheUnavailable` for every failure of LMDB, and for a foreign or damaged file at open."""
 
-    def __init__(self, path: Path) -> None:
-        path.mkdir(mode=0o700, exist_ok=True)
+    def __init__(self, path: Path, *, to_read: bool = False) -> None:
+        """`to_read`: nothing is made or written, and whatever would write fails."""
+        if not to_read:
+            path.mkdir(mode=0o700, exist_ok=True)
         self._path = path
         self._file = path / "data.mdb"
         self._given_up = False
         # Held by every read, so that none is inside an environment while a write closes it to open it again.
         self._lock = threading.Lock()
         with self._translating():
-            self._open()
+            self._open(to_read=to_read)
 
     def _open(self, *, to_read: bool = False) -> None:
         """Open it, or only to be read, which works on a disk that has turned read-only."""
@@ -74,7 +90,7 @@ class Index:
         )
         try:
             self._env.reader_check()
-            tables = {name: self._env.open_db(name.encode(), create=not to_read) for name in TABLES}
+            tables = {name: self._table(name, to_read) for name in TABLES}
             self._meta, self._objects, self._segments = (tables[name] for name in ("meta", "objects", "segments"))
             self._listings, self._verdicts = tables.pop("listings"), tables.pop("verdicts")
             self._tables = Tables(**tables)
@@ -83,6 +99,15 @@ class Index:
         except BaseException:
             self._env.close()
             raise
+
+    def _table(self, name: str, to_read: bool) -> Any:
+        """The handle of a table; None for one of pins that cannot be made."""
+        try:
+            return self._env.open_db(name.encode(), create=not to_read)
+        except (lmdb.NotFoundError, lmdb.ReadonlyError):
+            if name != "pins":
+                raise
+            return None
 
     def _check_format(self) -> None:
         with self._env.begin(write=True) as txn:
@@ -141,7 +166,7 @@ class Index:
     def used(self) -> int:
         """Bytes of disk spoken for: chunks, claims, graves, and what the index itself takes."""
         with self._lock, self._translating(), self._env.begin(db=self._meta) as txn:
-            return number_of(txn.get(USED)) + self._own_size()
+            return number_of(txn.get(USED)) + self.own_size()
 
     def listing(self, key: bytes) -> bytes | None:
         """A listing as it was put, or None."""
@@ -174,13 +199,12 @@ class Index:
 
     def generation(self, version: ObjectVersion) -> int:
         """The generation of the version's object file, a new random one if the index does not know the object yet."""
-        fresh = OBJECT.pack(int.from_bytes(os.urandom(4), "little"), version.size, 0)
+        fresh = object_record(int.from_bytes(os.urandom(4), "little"), version)
         with self._translating():
             self._mend()
             with self._lock, self._env.begin(db=self._objects) as reading:
                 value: bytes | memoryview | None = reading.get(version.object_id)
         if value is None:
-            fresh += version.key.encode("utf-8", "surrogatepass")
             with self._transaction() as txn:
                 txn.put(version.object_id, fresh, overwrite=False, db=self._objects)
                 value = txn.get(version.object_id, db=self._objects)
@@ -193,7 +217,7 @@ class Index:
         The runs are remembered, so that whoever finds the claim of a dead daemon can clear what it left.
         """
         with self._writing() as ledger:
-            return ledger.claim(daemon, runs, size, bound - self._own_size())
+            return ledger.claim(daemon, runs, size, bound - self.own_size())
 
     def settle(self, daemon: int, written: list[Written]) -> int:
         """End the daemon's claim: what was written is present, the rest of what it claimed is buried.
@@ -252,6 +276,19 @@ class Index:
             ledger.dug(runs)
 
     @contextlib.contextmanager
+    def look(self) -> Iterator[tuple[lmdb.Transaction, Tables]]:
+        """The tables as they are at this moment, for `pins.py` and those who look at all of them, a part at a time:
+        nobody else reads meanwhile."""
+        with self._lock, self._translating(), self._env.begin() as txn:
+            yield txn, self._tables
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[tuple[lmdb.Transaction, Tables]]:
+        """The same, in one transaction that writes."""
+        with self._transaction() as txn:
+            yield txn, self._tables
+
+    @contextlib.contextmanager
     def _writing(self) -> Iterator[Ledger]:
         """The books, in one transaction."""
         with self._transaction() as txn:
@@ -302,7 +339,8 @@ class Index:
         except (lmdb.Error, OSError, struct.error) as error:
             raise CacheUnavailable(f"index: {type(error).__name__}: {error}") from error
 
-    def _own_size(self) -> int:
+    def own_size(self) -> int:
+        """Bytes of disk that the index itself takes."""
         try:
             return self._file.stat().st_blocks * 512
         except OSError:

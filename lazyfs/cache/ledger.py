@@ -13,10 +13,8 @@ Must not know lmdb itself (a transaction is given), paths or descriptors.
 
 import enum
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol
 
+from lazyfs.cache.pins import PinSet, apart, is_apart, load
 from lazyfs.cache.records import (
     CHUNK_SUMS,
     HEAD,
@@ -27,6 +25,7 @@ from lazyfs.cache.records import (
     Written,
     chunk_size,
     chunks_of,
+    names_of,
     number_of,
     run_key,
     run_of,
@@ -36,6 +35,7 @@ from lazyfs.cache.records import (
     sound,
 )
 from lazyfs.cache.sums import seal
+from lazyfs.cache.tables import LRU_KEY_SIZE, Tables, Transaction
 from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS
 
 USED = b"used"
@@ -55,41 +55,6 @@ class Answer(enum.Enum):
 
     def __bool__(self) -> bool:
         return self is Answer.GRANTED
-
-
-LRU_KEY_SIZE = 8 + 16 + 4
-"""Bytes of a last use, an object_id and the number of a segment."""
-
-
-class Transaction(Protocol):
-    """What is needed of `lmdb.Transaction`."""
-
-    def get(self, key: bytes, default: None = None, *, db: Any) -> Any:
-        """The value or None."""
-
-    def put(self, key: bytes, value: bytes, *, db: Any) -> bool:
-        """Store it."""
-
-    def pop(self, key: bytes, *, db: Any) -> Any:
-        """The value or None, and forget it."""
-
-    def delete(self, key: bytes, *, db: Any) -> bool:
-        """Forget it."""
-
-    def cursor(self, db: Any) -> AbstractContextManager[Any]:
-        """Over all of a table, in the order of keys."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """The handles of the tables that `index.py` describes."""
-
-    meta: Any
-    objects: Any
-    segments: Any
-    lru: Any
-    claims: Any
-    graves: Any
 
 
 class Ledger:
@@ -208,11 +173,13 @@ class Ledger:
     # ---- what goes
 
     def bury(self, size: int) -> int:
-        """Forget least recently used chunks of at least `size` bytes, if so many are claimed by nobody; the bytes.
+        """Forget least recently used chunks of at least `size` bytes, if so many are neither claimed nor pinned; the
+        bytes.
 
         A complete object goes as a whole, by unlinking; of another one a segment goes, by punching.
         """
         claimed = [run for runs in self.claims().values() for run in runs]
+        pins = load(self._txn, self._at.pins)
         freed, position = 0, b""
         while freed < size:
             with self._txn.cursor(self._at.lru) as cursor:
@@ -222,6 +189,12 @@ class Ledger:
             if len(entry) != LRU_KEY_SIZE:
                 self._txn.delete(entry, db=self._at.lru)  # damaged, and would be met first by every eviction
                 continue
+            if is_apart(entry):
+                break
+            if self._is_pinned(entry[8:-4], pins):
+                self._txn.delete(entry, db=self._at.lru)
+                self._txn.put(apart(entry), b"", db=self._at.lru)
+                continue
             bytes_ = self._bury_segment(entry[8:], claimed)
             if bytes_ is None:
                 position = entry + b"\0"
@@ -229,6 +202,10 @@ class Ledger:
             self._txn.delete(entry, db=self._at.lru)
             freed += bytes_
         return freed
+
+    def _is_pinned(self, object_id: bytes, pins: PinSet) -> bool:
+        found = self._txn.get(object_id, db=self._at.objects) if pins else None
+        return found is not None and pins.cover(*names_of(found))
 
     def bury_object(self, object_id: bytes) -> int:
         """Forget everything of one object, unless some of it is claimed; the bytes."""
@@ -292,7 +269,7 @@ class Ledger:
             value = self._txn.pop(key, db=self._at.segments)
             if value is not None and len(value) >= HEAD.size:
                 _, last_use, bits = HEAD.unpack_from(value)
-                self._txn.delete(last_use.to_bytes(8, "big") + key, db=self._at.lru)
+                self._forget_use(last_use, key)
                 # Only the last chunk takes less than the others, if it is here.
                 freed += segment_size(size, segment, bits) - bits.bit_count() * CHUNK_SIZE
         self._txn.delete(object_id, db=self._at.objects)
@@ -315,8 +292,14 @@ class Ledger:
         body = HEAD.pack(generation, now, bits) + sums
         self._txn.put(key, body + seal(key, body), db=self._at.segments)
         if before != now:
-            self._txn.delete(before.to_bytes(8, "big") + key, db=self._at.lru)
+            self._forget_use(before, key)
             self._txn.put(now.to_bytes(8, "big") + key, b"", db=self._at.lru)
+
+    def _forget_use(self, last_use: int, key: bytes) -> None:
+        """Take the entry out of the lru table, set apart or not."""
+        entry = last_use.to_bytes(8, "big") + key
+        if not self._txn.delete(entry, db=self._at.lru):
+            self._txn.delete(apart(entry), db=self._at.lru)
 
     def _put_present(self, object_id: bytes, found: bytes | memoryview, change: int) -> None:
         """Change the number of the object's chunks that are present."""

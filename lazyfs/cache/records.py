@@ -11,7 +11,7 @@ HEAD = struct.Struct("<IQQ")
 """Of a segment: generation, last use, presence bits; the checksums and the seal follow."""
 
 OBJECT = struct.Struct("<IQI")
-"""Of an object: generation, size, number of chunks present; the key as text follows, for people."""
+"""Of an object: generation, size, number of chunks present; the key as text, a NUL and the bucket follow."""
 
 SUMS_SIZE = SEGMENT_CHUNKS * BLOCKS_PER_CHUNK * 8
 CHUNK_SUMS = BLOCKS_PER_CHUNK * 8
@@ -55,6 +55,19 @@ class Written:
     generation: int
     number: int
     sums: bytes
+
+
+def object_record(generation: int, version: ObjectVersion) -> bytes:
+    """The record of an object of which nothing is present yet."""
+    names = f"{version.key}\0{version.place}".encode("utf-8", "surrogatepass")
+    return OBJECT.pack(generation, version.size, 0) + names
+
+
+def names_of(record: bytes | memoryview) -> tuple[str, str]:
+    """The bucket and the key of an object; an empty bucket in records of earlier versions, which had none."""
+    text = bytes(record[OBJECT.size :]).decode("utf-8", "replace")
+    key, _, place = text.partition("\0")
+    return place, key
 
 
 def disk_size(length: int) -> int:
