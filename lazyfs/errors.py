@@ -81,5 +81,9 @@ class IsADirectory(LazyfsError):
     """The inode is a directory where a file is needed (EISDIR)."""
 
 
+class NotPermitted(LazyfsError):
+    """What was asked for is for the owner of the mount and for root (EPERM)."""
+
+
 class NoSuchAttribute(LazyfsError):
     """The inode has no extended attribute of that name (ENODATA)."""

@@ -323,6 +323,15 @@ class ChunkCache:
         self._disk.forget(version)
         return True
 
+    async def evict(self, objects: Sequence[tuple[bytes, int]]) -> tuple[int, int]:
+        """Drop what is on disk, and in memory unless it is in use, of objects by their ids and sizes: how many bytes of
+        disk were freed, and how many objects stay since they are being written. Readers bring again what they need."""
+        dropped = await self.workers.write(self._disk.drop, [object_id for object_id, _ in objects])
+        for object_id, size in objects:
+            for number in chunk_range(0, size):
+                self._memory.forget((object_id, number))
+        return dropped
+
     def cached_bytes(self, version: ObjectVersion) -> int:
         """Bytes of the version that are on disk, to a chunk."""
         return self._disk.cached_bytes(version)

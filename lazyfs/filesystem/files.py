@@ -4,6 +4,8 @@ Must not know FUSE or S3. All opens of one inode share one `OpenFile`, so that i
 they come through.
 """
 
+from collections.abc import Iterator
+
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.errors import Corrupt
 from lazyfs.filesystem.tree import File
@@ -80,6 +82,9 @@ class OpenFiles:
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def __iter__(self) -> Iterator[OpenFile]:
+        return iter(self._files.values())
 
     def open(self, file: File) -> int:
         """One more handle on the file; the handle is its inode."""

@@ -21,6 +21,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from lazyfs import errors
+from lazyfs.filesystem.control import Control
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.tree import Directory, File, Node, Snapshot, Tree
 
@@ -39,12 +40,13 @@ ERRNO: dict[type[errors.LazyfsError], int] = {
     errors.NotADirectory: errno.ENOTDIR,
     errors.IsADirectory: errno.EISDIR,
     errors.NoSuchAttribute: errno.ENODATA,
+    errors.NotPermitted: errno.EPERM,
     errors.Unreachable: errno.EIO,
 }
 """From failure to errno; whatever is not here is EIO. Never EAGAIN, ENOMEM or a short read: a mapped reader dies of
 it."""
 
-_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOTDIR, errno.EISDIR}
+_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOTDIR, errno.EISDIR, errno.EPERM}
 FOREVER = 365 * 86400.0
 """Seconds: attributes of an inode never change, so the kernel may keep them."""
 
@@ -85,8 +87,8 @@ class Operations(pyfuse3.Operations):
     """One mount as the kernel sees it.
 
     `total_size` gives the bytes of all objects; `report` is what the root's `user.lazyfs.stats` says, `xattrs` the
-    attributes of a file, `ask` what an attribute says that is not listed, None if there is none; `opened` is told of
-    each file before it is read.
+    attributes of a file, `control` answers those that are not listed and do something; `opened` is told of each file
+    before it is read.
     """
 
     enable_writeback_cache = False
@@ -100,7 +102,7 @@ class Operations(pyfuse3.Operations):
         total_size: Callable[[], Awaitable[int]],
         report: Callable[[], bytes],
         xattrs: Callable[[File], dict[str, str]],
-        ask: Callable[[File, str], bytes | None],
+        control: Control,
         opened: Callable[[File], None],
         negative_ttl: float,
         uid: int,
@@ -115,7 +117,7 @@ class Operations(pyfuse3.Operations):
         self._total_size = total_size
         self._report = report
         self._xattrs = xattrs
-        self._ask = ask
+        self._control = control
         self._opened = opened
         self._negative_ttl = negative_ttl
         self._owner = (uid, gid)
@@ -285,8 +287,8 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EOPNOTSUPP)
         text = os.fsdecode(name)
         found = self._named_xattrs(inode).get(text)
-        if found is None and text.startswith(XATTR) and isinstance(node := self._tree.node(inode), File):
-            found = self._ask(node, text.removeprefix(XATTR))
+        if found is None and text.startswith(XATTR):
+            found = await self._control.answer(self._tree.node(inode), text.removeprefix(XATTR), ctx.uid)
         if found is None:
             raise errors.NoSuchAttribute(text)
         return found

@@ -20,7 +20,9 @@ from lazyfs.cache.disk import Disk
 from lazyfs.cache.listings import Listings
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.verifier import Verifier
+from lazyfs.cache.warming import Warmer
 from lazyfs.config import Config
+from lazyfs.filesystem.control import Control
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.fuse import Operations
 from lazyfs.filesystem.options import mount_options
@@ -29,6 +31,7 @@ from lazyfs.filesystem.tree import File, Tree
 from lazyfs.objects import Source
 from lazyfs.reading.streams import Budget
 from lazyfs.service import machine, mounts
+from lazyfs.service.commands import Commands
 from lazyfs.service.engines import s3_store
 from lazyfs.service.watchdog import GRACE
 from lazyfs.service.witnesses import StoredDigests
@@ -45,6 +48,9 @@ LONGEST_TTL = 10 * 365 * 86400.0
 READ_AHEAD_SHARE = 0.7
 """Of the memory budget, for bytes read ahead; the rest is for demand and for chunks waiting to be written."""
 
+
+MOST_JOBS = 8
+"""Jobs that a report names."""
 
 COPIES_SHARE = 1 / 16
 """Of the memory budget, for reads that lie in two chunks and are copied while they wait for the second: 32 mapped
@@ -110,13 +116,29 @@ class RunningMount:
             automatic=config.verify_objects == "auto",
         )
         self.files = OpenFiles(self.chunks, Budget(int(budget * READ_AHEAD_SHARE), self.store.useful))
+        self.warmer = Warmer(
+            chunks=self.chunks,
+            disk=self.disk,
+            nursery=nursery,
+            slots=self.memory.slots,
+            open_now=lambda: [opened.file.version for opened in self.files],
+            opened=self.verifier.opened,
+        )
+        self.commands = Commands(
+            tree=self.tree,
+            disk=self.disk,
+            chunks=self.chunks,
+            verifier=self.verifier,
+            digests=self.digests,
+            warmer=self.warmer,
+        )
         self.operations = Operations(
             tree=self.tree,
             files=self.files,
             total_size=self.listings.total_size,
             report=self.report,
             xattrs=self._xattrs,
-            ask=self._answer,
+            control=Control(self.commands.table(), owner=os.geteuid()),
             opened=self._opened,
             negative_ttl=config.negative_metadata_ttl,
             uid=os.geteuid() if config.uid is None else config.uid,
@@ -186,6 +208,7 @@ class RunningMount:
 
     async def end(self) -> None:
         """Write what is queued and close the index."""
+        self.warmer.cancel()
         with trio.move_on_after(GRACE / 2):
             await self.chunks.writer.flush()
             await self.chunks.writer.flush_touches()
@@ -203,6 +226,7 @@ class RunningMount:
                 "reads": {"count": self.operations.reads, "bytes": self.operations.read_bytes},
                 "failures": self.operations.failures,
                 "chunks": asdict(self.chunks.statistics()),
+                "jobs": self.warmer.running()[:MOST_JOBS],
                 "verified": asdict(self.verifier.statistics()),
                 "store": asdict(self.store.statistics()),
                 "memory": {**asdict(self.memory.statistics()), "budget": self._budget},
@@ -233,12 +257,3 @@ class RunningMount:
     def _opened(self, file: File) -> None:
         self.digests.note(file)
         self.verifier.opened(file.version)
-
-    def _answer(self, file: File, name: str) -> bytes | None:
-        """What `lazyfs verify` asks for: `verify` has all of the file looked at, `verifying` says how far that is."""
-        self.digests.note(file)
-        if name == "verify":
-            return json.dumps(self.verifier.demand(file.version)).encode()
-        if name == "verifying":
-            return json.dumps(self.verifier.progress(file.version)).encode()
-        return None

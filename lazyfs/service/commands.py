@@ -1,0 +1,213 @@
+"""The commands of a mount: what `filesystem/control.py` is asked, put together from what the rooms can do.
+
+One entry in `table` for each. Must not know FUSE, nor how a command is typed.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from lazyfs.cache import catalogue
+from lazyfs.cache.chunks import ChunkCache
+from lazyfs.cache.disk import Disk
+from lazyfs.cache.pins import Pin, PinSet, bring_back, drop, load, put
+from lazyfs.cache.verifier import Verifier
+from lazyfs.cache.warming import Wanted, Warmer
+from lazyfs.config import parse_count
+from lazyfs.errors import UsageError
+from lazyfs.filesystem.control import Arguments, Command, plain
+from lazyfs.filesystem.tree import Directory, File, Node, Tree
+from lazyfs.filesystem.walking import Walk
+from lazyfs.service.witnesses import StoredDigests
+
+GATHERED = 16
+"""Warm jobs whose paths are told and that were not started; the oldest is forgotten first."""
+
+LONGEST = 48 * 1024
+"""Bytes of keys in one answer that lists pins."""
+
+BUSY = 5
+"""Times that files which are being written just now are tried again to be evicted."""
+
+
+class Commands:
+    """The commands of one mount."""
+
+    def __init__(
+        self,
+        *,
+        tree: Tree,
+        disk: Disk,
+        chunks: ChunkCache,
+        verifier: Verifier,
+        digests: StoredDigests,
+        warmer: Warmer,
+    ) -> None:
+        self._tree = tree
+        self._disk = disk
+        self._chunks = chunks
+        self._verifier = verifier
+        self._digests = digests
+        self._warmer = warmer
+        self._gathered: dict[str, dict[int, Node]] = {}
+
+    def table(self) -> Mapping[str, Command]:
+        """All of them, by name."""
+        return {
+            "verify": Command(plain(self._verify), starts=True, on=File),
+            "verifying": Command(plain(self._verifying), on=File),
+            "warm": Command(self._gather, starts=True),
+            "warm-start": Command(self._warm, starts=True, on=Directory),
+            "warming": Command(self._warming, on=Directory),
+            "warm-cancel": Command(self._cancel, starts=True, on=Directory),
+            "pin": Command(self._pin, starts=True),
+            "unpin": Command(self._unpin, starts=True),
+            "pins": Command(self._pins, on=Directory),
+            "pinned": Command(self._pinned, on=Directory),
+            "evict": Command(self._evict, starts=True),
+            "du": Command(self._usage),
+        }
+
+    # ---- verify
+
+    def _verify(self, file: File) -> dict[str, Any]:
+        self._digests.note(file)
+        return self._verifier.demand(file.version)
+
+    def _verifying(self, file: File) -> dict[str, Any]:
+        self._digests.note(file)
+        return self._verifier.progress(file.version)
+
+    # ---- warm: `warm:job=J` of each path, then `warm-start:job=J,rate=N` of the root, then `warming:job=J`
+
+    async def _gather(self, node: Node, arguments: Arguments) -> dict[str, Any]:
+        job = _job(arguments)
+        self._gathered.setdefault(job, {})[node.inode] = node
+        while len(self._gathered) > GATHERED:
+            del self._gathered[next(iter(self._gathered))]
+        return {"job": job}
+
+    async def _warm(self, _: Node, arguments: Arguments) -> dict[str, Any]:
+        job = _job(arguments)
+        nodes = self._gathered.pop(job, None)
+        if nodes is None:
+            return self._found(job)
+        walk = Walk(self._tree, list(nodes.values()))
+
+        async def source() -> AsyncGenerator[Wanted, None]:
+            async for file in walk.files():
+                self._digests.note(file)
+                yield file.version, lambda file=file: walk.doubt(file)  # type: ignore[misc]
+
+        rate = parse_count(arguments["rate"]) if arguments.get("rate") else None
+        if rate == 0:
+            raise UsageError("a rate of 0 would never end; leave it out for none")
+        return self._warmer.start(job, source, rate).public()
+
+    async def _warming(self, _: Node, arguments: Arguments) -> dict[str, Any]:
+        return self._found(_job(arguments))
+
+    def _found(self, job: str) -> dict[str, Any]:
+        found = self._warmer.find(job)
+        return {} if found is None else found.public()
+
+    async def _cancel(self, _: Node, arguments: Arguments) -> dict[str, Any]:
+        return {"cancelled": self._warmer.cancel()}
+
+    # ---- pins
+
+    async def _pin(self, node: Node, _: Arguments) -> dict[str, Any]:
+        pin = _pin_of(node)
+
+        def step() -> None:
+            with self._disk.index.change() as (txn, tables):
+                put(txn, tables.pins, pin)
+
+        await self._chunks.workers.write(step)
+        return {"pinned": 1}
+
+    async def _unpin(self, node: Node, _: Arguments) -> dict[str, Any]:
+        pin = _pin_of(node)
+
+        def step() -> tuple[int, PinSet]:
+            with self._disk.index.change() as (txn, tables):
+                gone = drop(txn, tables.pins, pin)
+                left = load(txn, tables.pins)
+                if gone:
+                    bring_back(txn, tables.lru, tables.objects, left)
+            return len(gone), left
+
+        gone, left = await self._chunks.workers.write(step)
+        over = left.over(pin)
+        return {"unpinned": gone, "over": over.key if over else None}
+
+    async def _pins(self, node: Node, arguments: Arguments) -> dict[str, Any]:
+        """Those of this bucket, from the `after`th on; `more` if these are not all."""
+        after = parse_count(arguments.get("after", "0"))
+        found = await self._chunks.workers.look(catalogue.pins, self._disk.index)
+        place = _place_of(node)
+        keys = [pin.key for pin in found.all if pin.place == place][after:]
+        size = taken = 0
+        for key in keys:
+            size += 6 * len(key) + 8  # as JSON writes what is not ASCII
+            if size > LONGEST and taken:
+                break
+            taken += 1
+        return {"pins": keys[:taken], "more": taken < len(keys)}
+
+    async def _pinned(self, node: Node, _: Arguments) -> dict[str, Any]:
+        found = await self._chunks.workers.look(catalogue.pinned_bytes, self._disk.index)
+        return {"bytes": found}
+
+    # ---- evict
+
+    async def _evict(self, node: Node, arguments: Arguments) -> dict[str, Any]:
+        below, index = _pin_of(node), self._disk.index
+
+        def find() -> tuple[list[catalogue.Known], int]:
+            held = PinSet(()) if arguments.get("pinned") == "1" else catalogue.pins(index)
+            there = [one for one in catalogue.known(index) if one.present and below.covers(one.place, one.key)]
+            going = [one for one in there if not held.cover(one.place, one.key)]
+            return going, len(there) - len(going)
+
+        await self._chunks.writer.settled()
+        going, pinned = await self._chunks.workers.look(find)
+        freed = left = 0
+        for _ in range(BUSY):
+            for first in range(0, len(going), 64):
+                more, busy = await self._chunks.evict([(o.object_id, o.size) for o in going[first : first + 64]])
+                freed, left = freed + more, left + busy
+            if not left:
+                break
+            going, left = [one for one in going if index.present_chunks(one.object_id)], 0
+        left = sum(1 for one in going if index.present_chunks(one.object_id)) if left else 0
+        return {"freed": freed, "files": len(going), "pinned": pinned, "busy": left}
+
+    # ---- du
+
+    async def _usage(self, node: Node, arguments: Arguments) -> dict[str, Any]:
+        """Of all files at or below the node; with `only=files` of a directory's own."""
+        held = await self._chunks.workers.look(catalogue.pins, self._disk.index)
+        files = size = cached = pinned = 0
+        async for file in Walk(self._tree, [node]).files(deep=arguments.get("only") != "files"):
+            here = self._disk.cached_bytes(file.version) if file.size else 0
+            files, size, cached = files + 1, size + file.size, cached + here
+            pinned += here if held.cover(file.version.place, file.version.key) else 0
+        return {"files": files, "size": size, "cached": cached, "pinned": pinned}
+
+
+def _job(arguments: Arguments) -> str:
+    job = arguments.get("job", "")
+    if not 8 <= len(job) <= 64:
+        raise UsageError("a job needs a name of 8 to 64 letters or digits: job=NAME")
+    return job
+
+
+def _pin_of(node: Node) -> Pin:
+    """The key or prefix that a node stands for."""
+    if isinstance(node, File):
+        return Pin(node.version.place, node.version.key)
+    return Pin(node.place, node.prefix)
+
+
+def _place_of(node: Node) -> str:
+    return _pin_of(node).place
