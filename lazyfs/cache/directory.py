@@ -142,9 +142,9 @@ class CacheDirectory:
         missing = not index.exists() or (index.is_file() and index.stat().st_size == 0)
         return missing and any(self.objects.iterdir())
 
-    def set_aside(self) -> None:
+    def set_aside(self, *, wait: bool = False) -> None:
         """Put the index and the object files it knew out of the way, and start with none. Deleting takes its time
-        in a thread of its own.
+        in a thread of its own, unless the caller has time to `wait`.
 
         Object files go first: a kill in between leaves an index that is set aside by the next start as well, where the
         other order would leave files that no index knows.
@@ -156,6 +156,8 @@ class CacheDirectory:
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).rename(aside / name)
             _own_directory(self.path / name)
+        if wait:
+            shutil.rmtree(self._aside, ignore_errors=True)
         self.clear_aside()
 
     def aside_size(self) -> int:
@@ -180,6 +182,11 @@ class CacheDirectory:
         with self.alone(CLOSE_PATIENCE) as alone:
             if alone and self.alive() == {self.daemon}:
                 (self.path / OPEN_MARK).unlink(missing_ok=True)
+        self.leave()
+
+    def leave(self) -> None:
+        """The same, of who has only looked: whether the machine stopped while the index was open is still to be
+        told."""
         self._daemon_file(self.daemon).unlink(missing_ok=True)
         os.close(self._lock)
         os.close(self._room)

@@ -121,8 +121,9 @@ class Warmer:
         return self._running.get(name) or self._ended.get(name)
 
     def running(self) -> list[dict[str, Any]]:
-        """What may be told of the jobs that run now."""
-        return [job.public() for job in self._running.values()]
+        """What may be told in short of the jobs that run now."""
+        long = {"problems", "words"}
+        return [{k: v for k, v in job.public().items() if k not in long} for job in self._running.values()]
 
     def cancel(self) -> int:
         """Stop all of them; how many. What is on its way arrives."""

@@ -1,5 +1,6 @@
 """The `lazyfs` command."""
 
+import contextlib
 import gc
 import json
 import logging
@@ -12,8 +13,15 @@ import click
 
 from lazyfs import __version__
 from lazyfs.cli import background
+from lazyfs.cli.completion import completion
+from lazyfs.cli.du import du
+from lazyfs.cli.evict import evict
+from lazyfs.cli.fsck import fsck
+from lazyfs.cli.paths import sized
+from lazyfs.cli.pin import pin, unpin
 from lazyfs.cli.settings import Setting, as_arguments, as_toml, resolve, setting_options
 from lazyfs.cli.verify import verify
+from lazyfs.cli.warm import warm
 from lazyfs.config import Config, parse_source
 from lazyfs.errors import LazyfsError, SetupError, UsageError
 from lazyfs.objects import Source
@@ -162,6 +170,8 @@ def status(mountpoint: str | None, as_json: bool) -> None:
         try:
             report = json.loads(mounts.stats_of(one.mountpoint))
             health = "ok"
+            with contextlib.suppress(OSError):  # a daemon of an earlier version
+                report["pinned"] = mounts.ask(one.mountpoint, "pinned").get("bytes", 0)
         except (OSError, TimeoutError, ValueError) as error:
             report, health = {}, f"does not answer: {error}"
         log = str(background.log_path(one.mountpoint, None))
@@ -184,6 +194,15 @@ def status(mountpoint: str | None, as_json: bool) -> None:
                 )
                 if os.path.exists(report["log"]):
                     click.echo(f"  log: {report['log']}")
+                if report.get("pinned"):
+                    click.echo(f"  pinned: {sized(report['pinned'])} of the cache")
+                for job in report.get("jobs", []):
+                    click.echo(
+                        f"  warming: {job['files_here']} of {job['files']} files, {sized(job['bytes_here'])} of "
+                        f"{sized(job['bytes'])} ({job['step']})"
+                    )
+                if report["verified"]["under_way"]:
+                    click.echo(f"  verifying: {report['verified']['under_way']} objects")
                 for reason, count in report["hidden"].items():
                     click.echo(f"  {count} keys hidden: {reason}")
         if not found:
@@ -192,7 +211,8 @@ def status(mountpoint: str | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-cli.add_command(verify)
+for command in (verify, warm, pin, unpin, evict, du, fsck, completion):
+    cli.add_command(command)
 
 
 def _mountpoint(text: str) -> str:

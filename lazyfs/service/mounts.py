@@ -141,9 +141,28 @@ def holding(path: str) -> Mount | None:
         place = os.path.dirname(place)
 
 
-def ask(path: str, name: str) -> dict[str, Any]:
-    """What the daemon behind a file of a mount answers to this name; OSError or TimeoutError if it does not."""
-    found: dict[str, Any] = json.loads(bounded(lambda: os.getxattr(path, f"user.lazyfs.{name}"), seconds=30.0))
+def ask(path: str, name: str, *, seconds: float = 30.0) -> dict[str, Any]:
+    """What the daemon behind a path of a mount answers to this name; OSError or TimeoutError if it does not."""
+    found: dict[str, Any] = json.loads(bounded(lambda: os.getxattr(path, f"user.lazyfs.{name}"), seconds=seconds))
+    return found
+
+
+def command(path: str, name: str, *, seconds: float = 600.0) -> dict[str, Any]:
+    """As `ask`, with every failure as `SetupError`: what the daemon says, or what is the matter with it."""
+    try:
+        found = ask(path, name, seconds=seconds)
+    except TimeoutError:
+        raise SetupError(f"the mount of {path} does not answer") from None
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise SetupError(f"{path}: only the owner of the mount and root may do this") from None
+        if error.errno == errno.ENODATA:
+            raise SetupError(f"the mount of {path} is of another version of lazyfs; mount it again") from None
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise SetupError(f"the mount of {path} has ended") from None
+        raise SetupError(f"cannot ask the mount of {path}: {error.strerror}") from None
+    if "error" in found:
+        raise SetupError(str(found["error"]))
     return found
 
 
