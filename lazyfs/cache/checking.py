@@ -81,12 +81,7 @@ def check(path: Path, *, mend: bool, quick: bool, told: Told) -> Findings:
     directory = CacheDirectory(path, create=False)
     try:
         with directory.alone(1.0) as alone:
-            others = len(directory.alive()) - 1
-            if others or not alone:
-                raise SetupError(
-                    f"the cache {path} is in use by {max(1, others)} mount(s); unmount first (`lazyfs status` lists "
-                    "what is mounted)"
-                )
+            _refuse_if_used(directory, alone)
             found = _Check(directory, mend, told).run(quick)
     except BaseException:
         directory.leave()
@@ -96,6 +91,15 @@ def check(path: Path, *, mend: bool, quick: bool, told: Told) -> Findings:
     else:
         directory.leave()
     return found
+
+
+def _refuse_if_used(directory: CacheDirectory, alone: bool) -> None:
+    others = len(directory.alive()) - 1
+    if others or not alone:
+        raise SetupError(
+            f"the cache {directory.path} is in use by {max(1, others)} mount(s); unmount first (`lazyfs status` lists "
+            "what is mounted)"
+        )
 
 
 class _Check:

@@ -51,6 +51,9 @@ PATIENCE = 1.0
 """Seconds that a start, or a write, waits for another daemon that is clearing the disk. Then a start clears nothing, a
 write keeps nothing, and the next writes do not wait at all until the lock was free once."""
 
+FULL_QUIET = 3600.0
+"""Seconds between two words about a cache that is full of pins: it is as somebody wanted it."""
+
 QUIET = 60.0
 """Seconds between two words in the log about a disk that fails."""
 
@@ -67,7 +70,8 @@ class Disk:
         self._patience = PATIENCE
         self.evicted_bytes = 0
         self._scratch = Scratch()
-        self._closed = self._said_full = False
+        self._closed = False
+        self._full_again = -math.inf
         self.failures = 0
         """How often the index could not be read, or the disk not cleared."""
         try:
@@ -264,12 +268,11 @@ class Disk:
                 if not cleared:
                     return Answer.BLOCKED
                 lacking = self._index.used() + size - self._bound()
-                freed = self._index.bury(max(lacking, size))
+                freed = self._index.bury(max(lacking, 1))  # no more: the next to go may be what somebody reads
                 self.evicted_bytes += freed
                 if not freed:
                     self._say_full()
                     return answer
-                self._said_full = False
                 cleared = self._dig()
 
     @contextlib.contextmanager
@@ -326,9 +329,9 @@ class Disk:
             log.warning("what an earlier daemon left in the cache could not be cleared: %s", error)
 
     def _say_full(self) -> None:
-        """Say once, until something can be evicted again, that pins leave no room."""
-        if not self._said_full and pins(self._index):
-            self._said_full = True
+        """Say once in a long while that pins leave no room."""
+        if time.monotonic() >= self._full_again and pins(self._index):
+            self._full_again = time.monotonic() + FULL_QUIET
             log.warning(
                 "the cache is full of what is pinned, or being written: what is read now is not kept; unpin something "
                 "(`lazyfs pin --list`), or raise --max-cache-size"

@@ -68,6 +68,7 @@ class Index:
         if not to_read:
             path.mkdir(mode=0o700, exist_ok=True)
         self._path = path
+        self._to_read = to_read
         self._file = path / "data.mdb"
         self._given_up = False
         # Held by every read, so that none is inside an environment while a write closes it to open it again.
@@ -121,7 +122,8 @@ class Index:
         """Flush to disk and close; only a clean close is safe against a power failure."""
         with self._lock, self._translating():
             try:
-                self._env.sync(True)
+                if not self._to_read:
+                    self._env.sync(True)
             finally:
                 self._env.close()
 

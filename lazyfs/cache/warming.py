@@ -71,12 +71,13 @@ class Warming:
     words: str = ""
     problems: list[str] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
     free_at: float = 0.0
     strikes: int = 0
 
     def public(self) -> dict[str, Any]:
         """What may be told of it."""
-        hidden = {"scope", "free_at", "strikes"}
+        hidden = {"scope", "ended", "free_at", "strikes"}
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in hidden}
 
 
@@ -150,6 +151,7 @@ class Warmer:
             self._ended[job.name] = job
             if len(self._ended) > ENDED:
                 self._ended.popitem(last=False)
+            job.ended.set()
 
     async def _warm(self, job: Warming, source: Source) -> None:
         await self._fit(job, source)

@@ -44,7 +44,8 @@ def fsck(cache_dir: str, repair: bool, quick: bool, as_json: bool) -> None:
     """
     from lazyfs.service import caches  # noqa: PLC0415 - lmdb takes its time, and no other command needs it
 
-    with click.progressbar(length=1, label="verifying", file=sys.stderr, show_pos=False, width=30) as bar:
+    unseen = not sys.stderr.isatty()
+    with click.progressbar(length=1, label="verifying", file=sys.stderr, hidden=unseen, width=30) as bar:
 
         def show(done: int, total: int) -> None:
             bar.length = total

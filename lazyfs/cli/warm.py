@@ -100,7 +100,7 @@ def _watch(jobs: Mapping[str, str], *, wait: bool) -> dict[str, dict[str, Any]]:
     watched = sys.stderr.isatty()
     times: list[tuple[float, int]] = []
     # On stderr, and only if somebody watches: what goes to stdout is for programs.
-    with click.progressbar(length=1, label="listing", file=sys.stderr, show_pos=False, width=24) as bar:
+    with click.progressbar(length=1, label="listing", file=sys.stderr, hidden=not sys.stderr.isatty(), width=24) as bar:
         shown = 0
         while True:
             found = {mountpoint: _progress(mountpoint, job) for mountpoint, job in jobs.items()}

@@ -3,6 +3,7 @@
 One entry in `table` for each. Must not know FUSE, nor how a command is typed.
 """
 
+import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -98,10 +99,10 @@ class Commands:
                 self._digests.note(file)
                 yield file.version, lambda file=file: walk.doubt(file)  # type: ignore[misc]
 
-        rate = parse_count(arguments["rate"]) if arguments.get("rate") else None
-        if rate == 0:
-            raise UsageError("a rate of 0 would never end; leave it out for none")
-        return self._warmer.start(job, source, rate).public()
+        rate = arguments.get("rate", "")
+        if rate and not re.fullmatch(r"[1-9][0-9]{0,17}", rate):
+            raise UsageError("a rate is a whole number of bytes a second, from 1; leave it out for none")
+        return self._warmer.start(job, source, int(rate) if rate else None).public()
 
     async def _warming(self, _: Node, arguments: Arguments) -> dict[str, Any]:
         return self._found(_job(arguments))
