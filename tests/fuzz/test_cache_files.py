@@ -77,7 +77,7 @@ def test_a_run_of_any_bytes(key: bytes) -> None:
 
 # ---- tables
 
-TABLES = ["meta", "objects", "segments", "lru", "claims", "graves", "verdicts", "listings"]
+TABLES = ["meta", "objects", "segments", "lru", "claims", "graves", "verdicts", "listings", "pins"]
 RUN_KEY = run_key(Run(VERSION.object_id, 1, 0, 3))
 GOOD_KEYS = [VERSION.object_id, KEY, b"used", bytes(7) + b"\1", b"l" * 16, RUN_KEY, bytes(28)]
 NOISE = st.one_of(st.binary(max_size=30), st.just(RECORD[:-1] + b"x"), st.binary(min_size=28, max_size=90))
