@@ -332,7 +332,7 @@ class Disk:
         """Say once in a long while that pins leave no room."""
         if time.monotonic() >= self._full_again and pins(self._index):
             self._full_again = time.monotonic() + FULL_QUIET
-            log.warning("the cache is full of what is pinned: reads are not kept; unpin some, or raise --max-cache-size")
+            log.warning("the cache is full of what is pinned: reads are not kept; unpin some or raise --max-cache-size")
 
     def _failed(self, error: object) -> None:
         """Count a failure of the disk, and say so once in a while."""

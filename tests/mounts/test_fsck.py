@@ -97,7 +97,8 @@ def no_index(cache: Path) -> None:
     (cache / "index" / "data.mdb").write_bytes(b"nonsense" * 10_000)
 
 
-DAMAGES = [flipped_data, missing_file, cut_file, stray, used, torn_record, no_use, no_object, no_index]
+RARE = [pytest.param(damage, marks=pytest.mark.slow) for damage in (cut_file, no_use, no_object)]
+DAMAGES = [flipped_data, missing_file, stray, used, torn_record, no_index, *RARE]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: str(damage.__name__))

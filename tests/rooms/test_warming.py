@@ -134,7 +134,9 @@ async def test_all_is_on_disk_and_each_byte_came_once(bench: Bench, memory: int)
         assert warmer.start("12345678", of()) is job, "asked twice, done once"
 
 
-async def test_what_the_disk_did_not_keep_is_fetched_again(bench: Bench) -> None:
+async def test_what_the_disk_did_not_keep_is_fetched_again(
+    bench: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
     """Until it is there."""
     version = bench.store.put("k", DATA)
     reluctant = bench.workers = Reluctant(bench.disk, 5)
