@@ -107,6 +107,11 @@ class ChunkCache:
             unkept=writer.unkept,
         )
 
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that came from disk, and verified, since the start."""
+        return self._flights.disk_bytes
+
     def idle(self) -> bool:
         """Whether nothing is on its way and nothing waits to be written."""
         return not self._flights and not self.writer and self._memory.statistics().pinned == 0
@@ -266,6 +271,7 @@ class ChunkCache:
             await self._flights.found_wrong(version, number, kept)
         else:
             self._flights.disk_hits += 1
+            self._flights.disk_bytes += len(part)
             self.writer.touch(version, number)
         return part
 

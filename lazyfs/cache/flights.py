@@ -89,7 +89,7 @@ class Flights:
         self._token = trio.lowlevel.current_trio_token()
         self.flying = 0
         """Flights that have not ended."""
-        self.disk_hits = self.misses = self.corrupt = 0
+        self.disk_hits = self.misses = self.corrupt = self.disk_bytes = 0
 
     def __len__(self) -> int:
         return len(self._by_chunk)
@@ -164,6 +164,7 @@ class Flights:
                 break
             flight.sums.append(one.sums)
             self.disk_hits += 1
+            self.disk_bytes += len(flight.views[offset])
             self._writer.touch(flight.version, number)
             self._land(flight, fresh=False)
 

@@ -31,11 +31,11 @@ _FORM = re.compile(r"([a-z-]+)(?::((?:[a-z]+=[A-Za-z0-9._-]*)(?:,[a-z]+=[A-Za-z0
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`starts`: it changes something or has something done, and is for the mount's owner and root. `on`: a kind of
-    node, or any."""
+    """`owners`: it changes something, has something done or tells what not all may know, and is for the mount's owner
+    and root. `on`: a kind of node, or any."""
 
     handler: Handler
-    starts: bool = False
+    owners: bool = False
     on: type[Node] | None = None
 
 
@@ -54,7 +54,7 @@ class Control:
         command = self._commands.get(form[1]) if form else None
         if form is None or command is None or (command.on is not None and not isinstance(node, command.on)):
             return None
-        if command.starts and user not in self._owners:
+        if command.owners and user not in self._owners:
             raise NotPermitted(f"{form[1]} is for the owner of the mount and for root, not for user {user}")
         arguments = dict(pair.split("=", 1) for pair in form[2].split(",")) if form[2] else {}
         key = (text, node.inode, arguments.get("once", ""))

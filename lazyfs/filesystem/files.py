@@ -4,7 +4,10 @@ Must not know FUSE or S3. All opens of one inode share one `OpenFile`, so that i
 they come through.
 """
 
+import itertools
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.errors import Corrupt
@@ -14,15 +17,35 @@ from lazyfs.reading.shards import HEAD, next_shard
 from lazyfs.reading.streams import Streams
 from lazyfs.reading.windows import Budget
 
+MOST_CLOSED = 8
+"""Files that are remembered after they were closed, so that who looks now and then sees those that are read quickly."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What is done with one inode: open `handles`, bytes given to readers since it was opened, `streams` with something
+    planned ahead of them, bytes planned `ahead`. `last` orders files by their latest reads."""
+
+    file: File
+    handles: int
+    read_bytes: int
+    streams: int
+    ahead: int
+    last: int
+
 
 class OpenFile:
     """An inode with at least one open handle; reads the bytes of exactly the version that the inode stands for."""
 
-    __slots__ = ("_cache", "_followed", "_streams", "file", "handles")
+    __slots__ = ("_cache", "_count", "_followed", "_last", "_read_bytes", "_streams", "file", "handles")
 
-    def __init__(self, file: File, cache: ChunkCache, budget: Budget) -> None:
+    def __init__(self, file: File, cache: ChunkCache, budget: Budget, count: "itertools.count[int]") -> None:
+        """`count` goes on with every read of the mount."""
         self.file = file
         self.handles = 0
+        self._count = count
+        self._last = next(count)
+        self._read_bytes = 0
         self._cache = cache
         self._streams = Streams(file.version.size, budget)
         self._followed = False
@@ -46,7 +69,15 @@ class OpenFile:
             self._start(plan, offset, stop)
         if 2 * stop >= version.size and not self._followed and self._streams.whole:
             self._follow()
-        return await self._cache.read(version, offset, stop)
+        found = await self._cache.read(version, offset, stop)
+        self._read_bytes += len(found)
+        self._last = next(self._count)
+        return found
+
+    def state(self) -> FileState:
+        """What is done with it now."""
+        streams, ahead = self._streams.ahead()
+        return FileState(self.file, self.handles, self._read_bytes, streams, ahead, self._last)
 
     def _start(self, plan: Plan, offset: int, stop: int) -> None:
         """Set on its way what the plan says, until memory is short."""
@@ -79,6 +110,8 @@ class OpenFiles:
         self._cache = cache
         self._budget = budget
         self._files: dict[int, OpenFile] = {}
+        self._closed: deque[FileState] = deque(maxlen=MOST_CLOSED)
+        self._count = itertools.count()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -90,7 +123,7 @@ class OpenFiles:
         """One more handle on the file; the handle is its inode."""
         found = self._files.get(file.inode)
         if found is None:
-            found = self._files[file.inode] = OpenFile(file, self._cache, self._budget)
+            found = self._files[file.inode] = OpenFile(file, self._cache, self._budget, self._count)
         found.handles += 1
         return file.inode
 
@@ -104,5 +137,12 @@ class OpenFiles:
         found = self._files[handle]
         found.handles -= 1
         if found.handles == 0:
+            self._closed.append(found.state())
             found.close()
             del self._files[handle]
+
+    def states(self) -> list[FileState]:
+        """Those that are open, and the last ones that were closed; who was read last comes first."""
+        closed = {state.file.inode: state for state in self._closed if state.file.inode not in self._files}
+        found = [*(opened.state() for opened in self._files.values()), *closed.values()]
+        return sorted(found, key=lambda state: state.last, reverse=True)

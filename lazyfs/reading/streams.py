@@ -98,6 +98,13 @@ class Streams:
             and 2 * (run.high - run.hole) >= self._size
         )
 
+    def ahead(self) -> tuple[int, int]:
+        """How many streams something is planned ahead of, and how many bytes that are."""
+        runs, strides = self._table.active, list(self._strides.all())
+        parts = [part for run in runs for part in run.unread()]
+        parts += [part for stride in strides for part in stride.unread(self._size)]
+        return len(runs) + len(strides), sum(stop - start for start, stop in parts)
+
     def close(self) -> list[Range]:
         """Nobody reads the inode any more; the bytes that were planned ahead and never reached."""
         unread = self._table.close()

@@ -4,7 +4,7 @@ One entry in `table` for each. Must not know FUSE, nor how a command is typed.
 """
 
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from lazyfs.cache import catalogue
@@ -18,6 +18,7 @@ from lazyfs.errors import UsageError
 from lazyfs.filesystem.control import Arguments, Command, plain
 from lazyfs.filesystem.tree import Directory, File, Node, Tree
 from lazyfs.filesystem.walking import Walk
+from lazyfs.service import activity
 from lazyfs.service.witnesses import StoredDigests
 
 GATHERED = 16
@@ -42,6 +43,7 @@ class Commands:
         verifier: Verifier,
         digests: StoredDigests,
         warmer: Warmer,
+        doing: Callable[[], dict[str, Any]],
     ) -> None:
         self._tree = tree
         self._disk = disk
@@ -49,23 +51,25 @@ class Commands:
         self._verifier = verifier
         self._digests = digests
         self._warmer = warmer
+        self._doing = doing
         self._gathered: dict[str, dict[int, Node]] = {}
 
     def table(self) -> Mapping[str, Command]:
         """All of them, by name."""
         return {
-            "verify": Command(plain(self._verify), starts=True, on=File),
+            "verify": Command(plain(self._verify), owners=True, on=File),
             "verifying": Command(plain(self._verifying), on=File),
-            "warm": Command(self._gather, starts=True),
-            "warm-start": Command(self._warm, starts=True, on=Directory),
+            "warm": Command(self._gather, owners=True),
+            "warm-start": Command(self._warm, owners=True, on=Directory),
             "warming": Command(self._warming, on=Directory),
-            "warm-cancel": Command(self._cancel, starts=True, on=Directory),
-            "pin": Command(self._pin, starts=True),
-            "unpin": Command(self._unpin, starts=True),
+            "warm-cancel": Command(self._cancel, owners=True, on=Directory),
+            "pin": Command(self._pin, owners=True),
+            "unpin": Command(self._unpin, owners=True),
             "pins": Command(self._pins, on=Directory),
             "pinned": Command(self._pinned, on=Directory),
-            "evict": Command(self._evict, starts=True),
+            "evict": Command(self._evict, owners=True),
             "du": Command(self._usage),
+            activity.NAME: Command(self._activity, owners=True, on=Directory),
         }
 
     # ---- verify
@@ -182,6 +186,12 @@ class Commands:
             going, left = [one for one in going if index.present_chunks(one.object_id)], 0
         left = sum(1 for one in going if index.present_chunks(one.object_id)) if left else 0
         return {"freed": freed, "files": len(going), "pinned": pinned, "busy": left}
+
+    # ---- top
+
+    async def _activity(self, _: Node, arguments: Arguments) -> dict[str, Any]:
+        """It names files, which not everybody may see."""
+        return self._doing()
 
     # ---- du
 

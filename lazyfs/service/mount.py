@@ -10,6 +10,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -30,7 +31,7 @@ from lazyfs.filesystem.session import Session
 from lazyfs.filesystem.tree import File, Tree
 from lazyfs.objects import Source
 from lazyfs.reading.streams import Budget
-from lazyfs.service import machine, mounts
+from lazyfs.service import activity, machine, mounts
 from lazyfs.service.commands import Commands
 from lazyfs.service.engines import s3_store
 from lazyfs.service.watchdog import GRACE
@@ -77,7 +78,10 @@ class RunningMount:
         budget = config.memory_budget or machine.default_memory_budget()
         s3 = s3_store(config, source)
         self._budget = budget
-        self.store = PatientStore(s3, connections=config.max_connections, retry_budget=config.retry_budget)
+        self.activity = activity.Activity()
+        logging.getLogger("lazyfs").addHandler(self.activity.words)
+        watched = self.activity.watched(s3)
+        self.store = PatientStore(watched, connections=config.max_connections, retry_budget=config.retry_budget)
         named = Path(config.cache_dir).absolute() if config.cache_dir else None
         directory = CacheDirectory(named or default_cache_dir(), create=named is None)
         self.disk = Disk(directory, max_size=config.max_cache_size, min_free=config.min_free_space)
@@ -131,6 +135,7 @@ class RunningMount:
             verifier=self.verifier,
             digests=self.digests,
             warmer=self.warmer,
+            doing=self._activity,
         )
         self.operations = Operations(
             tree=self.tree,
@@ -237,6 +242,15 @@ class RunningMount:
                 "inodes": len(self.tree),
             }
         ).encode()
+
+    def _activity(self) -> dict[str, Any]:
+        """What it is doing just now."""
+        counters = {
+            "from_store": self.store.statistics().bytes_received,
+            "from_disk": self.chunks.disk_bytes,
+            "to_readers": self.operations.read_bytes,
+        }
+        return self.activity.report(counters, self.files.states(), self.chunks.cached_bytes)
 
     def _xattrs(self, file: File) -> dict[str, str]:
         version = file.version
