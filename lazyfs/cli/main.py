@@ -20,6 +20,7 @@ from lazyfs.cli.fsck import fsck
 from lazyfs.cli.paths import sized
 from lazyfs.cli.pin import pin, unpin
 from lazyfs.cli.settings import Setting, as_arguments, as_toml, resolve, setting_options
+from lazyfs.cli.top import top
 from lazyfs.cli.verify import verify
 from lazyfs.cli.warm import warm
 from lazyfs.config import Config, parse_source
@@ -211,7 +212,7 @@ def status(mountpoint: str | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-for command in (verify, warm, pin, unpin, evict, du, fsck, completion):
+for command in (verify, warm, pin, unpin, evict, du, fsck, top, completion):
     cli.add_command(command)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lazyfs.errors import SetupError
+from lazyfs.errors import SetupError, UsageError
 
 T = TypeVar("T")
 
@@ -129,6 +129,22 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
 def stats_of(mountpoint: str) -> bytes:
     """What a mount's daemon reports, as JSON; OSError or TimeoutError from a dead or stuck one."""
     return bounded(lambda: os.getxattr(mountpoint, "user.lazyfs.stats"), seconds=5.0)
+
+
+def chosen(text: str | None) -> str:
+    """The lazyfs mount at a path, or the only one if there is no path. `UsageError` says what to write instead."""
+    found = [mount.mountpoint for mount in mounts() if mount.fstype == FSTYPE]
+    if text is not None:
+        parent, name = os.path.split(os.path.abspath(text))
+        path = os.path.join(os.path.realpath(parent), name)
+        if path not in found:
+            raise UsageError(f"{text} is not a lazyfs mount; `lazyfs status` lists them")
+        return path
+    if not found:
+        raise UsageError("nothing is mounted by lazyfs")
+    if len(found) > 1:
+        raise UsageError(f"several are mounted, say which one: {', '.join(sorted(set(found)))}")
+    return found[0]
 
 
 def holding(path: str) -> Mount | None:

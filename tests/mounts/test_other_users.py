@@ -140,3 +140,13 @@ def test_no_core_is_dumped(open_mounter: Mounter, s3: FastS3Server, reader: Read
     mount = mounted(open_mounter, s3, reader)
     (line,) = [one for one in Path(f"/proc/{mount.pid}/limits").read_text().splitlines() if "core file size" in one]
     assert line.split()[4:6] == ["0", "0"]
+
+
+def test_who_may_see_what_is_read(open_mounter: Mounter, s3: FastS3Server, reader: Reader) -> None:
+    """Somebody else may read a mount that is open to others, and see its counters, but not which files others read;
+    root may, who did not mount it."""
+    mount = mounted(open_mounter, s3, reader, "--allow-other")
+    look = "print(os.getxattr(sys.argv[1], 'user.lazyfs.' + sys.argv[2]))"
+    assert "weights" in str(os.getxattr(mount.path, "user.lazyfs.activity"))
+    assert '"uptime"' in as_nobody(look, mount.path, "stats")
+    assert as_nobody(look, mount.path, "activity") == "EPERM"

@@ -34,7 +34,7 @@ class Bench:
         self.given: list[tuple[int, dict[str, str]]] = []
         self.control = Control(
             {
-                "start": Command(self.note, starts=True),
+                "start": Command(self.note, owners=True),
                 "look": Command(self.note),
                 "file": Command(self.note, on=File),
                 "fail": Command(self.fail),

@@ -22,6 +22,7 @@ ONLY_IN = {
     "lmdb": ("cache/index.py",),
     "pyfuse3": ("filesystem/fuse.py", "filesystem/session.py"),
     "click": ("cli/",),
+    "rich": ("cli/page.py", "cli/top.py"),
 }
 """Library and where it may be imported; a folder ends in a slash."""
 
