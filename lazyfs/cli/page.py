@@ -108,7 +108,7 @@ def _store(found: Mapping[str, Any]) -> Group:
     failed: tuple[str, str] = (f"{found['failures']} failed reads", "red" if found["failures"] else "")
     used = memory["slots"] - memory["free"]
     return Group(
-        _line(f"requests: {asked}; {found['requests_under_way']} under way, {again}; ", failed),
+        _line(f"{asked}; {found['requests_under_way']} under way, {again}, ", failed),
         _line(
             f"memory {used} of {memory['slots']} MiB, cache {size(disk['used'])}; "
             f"{found['streams']} streams with {size(found['ahead'])} ahead of them"

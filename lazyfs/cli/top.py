@@ -51,6 +51,9 @@ def _look(place: str) -> Look:
     try:
         stats = json.loads(mounts.stats_of(place))
     except (OSError, ValueError) as error:
+        mount = mounts.mounted_at(place)
+        if mount is None or mount.fstype != mounts.FSTYPE:
+            raise SetupError(f"nothing is mounted at {place} any more") from None
         raise SetupError(f"the mount at {place} does not answer: {error}; see: lazyfs status") from None
     try:
         return Look(stats, mounts.ask(place, "activity", seconds=PATIENCE))
