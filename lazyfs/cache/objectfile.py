@@ -36,6 +36,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
+def punch(descriptor: int, start: int, length: int, name: str) -> None:
+    """Give the blocks of bytes [start, start + length) back; OSError, with the file's name, where that is not
+    possible."""
+    if _libc.fallocate(descriptor, _KEEP_SIZE_PUNCH_HOLE, start, length) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)} (punching a hole)", name)
+
+
 class _Descriptor:
     """An open file that closes itself when nobody refers to it any more, in whatever thread that is."""
 
@@ -154,9 +162,7 @@ class ObjectFiles:
         except FileNotFoundError:
             return
         start, length = run.first * CHUNK_SIZE, (run.stop - run.first) * CHUNK_SIZE
-        if _libc.fallocate(descriptor.number, _KEEP_SIZE_PUNCH_HOLE, start, length) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"{os.strerror(number)} (punching a hole)", name)
+        punch(descriptor.number, start, length, name)
 
     def close(self) -> None:
         """Forget the open descriptors."""

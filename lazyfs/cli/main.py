@@ -14,6 +14,7 @@ import click
 from lazyfs import __version__
 from lazyfs.cli import background
 from lazyfs.cli.completion import completion
+from lazyfs.cli.doctor import doctor
 from lazyfs.cli.du import du
 from lazyfs.cli.evict import evict
 from lazyfs.cli.fsck import fsck
@@ -212,7 +213,7 @@ def status(mountpoint: str | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-for command in (verify, warm, pin, unpin, evict, du, fsck, top, completion):
+for command in (verify, warm, pin, unpin, evict, du, fsck, top, doctor, completion):
     cli.add_command(command)
 
 

@@ -17,7 +17,7 @@ NOUNS = {"__init__", "errors", "objects", "dense", "config"}
 
 ONLY_IN = {
     "boto3": ("stores/client.py",),
-    "botocore": ("stores/client.py", "stores/s3.py", "stores/signing.py"),
+    "botocore": ("stores/client.py", "stores/probe.py", "stores/s3.py", "stores/signing.py"),
     "urllib3": ("stores/s3.py",),
     "lmdb": ("cache/index.py",),
     "pyfuse3": ("filesystem/fuse.py", "filesystem/session.py"),
