@@ -161,13 +161,21 @@ def _secured(plain: socket.socket, host: str, took: str, bundle: str | None) -> 
         return fail(f"no TLS with {host}: {error}", "check --endpoint-url; http:// for a server without TLS")
 
 
+def answers(patient: Patient) -> Finding:
+    """Whether what listens there speaks S3; a refusal is an answer."""
+    answer = _listed(patient)
+    if not answer.status:
+        return fail(f"no answer: {answer.words}", "check --endpoint-url and the network")
+    return ok(f"in {1000 * answer.seconds:.0f} ms, with status {answer.status}")
+
+
 def clock(patient: Patient) -> Finding:
     """Against S3's own, which every answer has, also a refusal."""
     answer = _listed(patient)
     date = answer.headers.get("date", "")
     theirs = email.utils.parsedate_tz(date)
     if theirs is None:
-        return fail(f"no answer: {answer.words}", "see endpoint") if not answer.status else skip("no answer has a date")
+        return skip("the answer has no date")
     # In whole seconds, and as old as the answer.
     skew = time.time() - email.utils.mktime_tz(theirs)
     words = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the server's"
@@ -307,22 +315,17 @@ def network(patient: Patient) -> Finding:
     return ok(f"{received / took / 1e6:.0f} MB/s, {received / MIB:.0f} MiB in {took:.2f} s")
 
 
-CREDENTIALS, PROXY, DNS, ENDPOINT, LIST, GET = (
-    "credentials",
-    "proxy",
-    "name of the endpoint",
-    "endpoint",
-    "list",
-    "read",
-)
+CREDENTIALS, PROXY, DNS, ENDPOINT = "credentials", "proxy", "name of the endpoint", "endpoint"
+ANSWER, LIST, GET = "answer", "list", "read"
 CHECKS = (
     Check(CREDENTIALS, credentials, seconds=15),
     Check(PROXY, proxy),
     Check(DNS, name, (PROXY,)),
     Check(ENDPOINT, connection, (DNS,), seconds=2 * CONNECT + 1),
-    Check("clock", clock, (CREDENTIALS, ENDPOINT), seconds=8),
-    Check(LIST, listing, (CREDENTIALS, ENDPOINT), seconds=8),
-    Check("region", region, (CREDENTIALS, ENDPOINT), seconds=8),
+    Check(ANSWER, answers, (CREDENTIALS, ENDPOINT), seconds=8),
+    Check("clock", clock, (ANSWER,)),
+    Check(LIST, listing, (ANSWER,)),
+    Check("region", region, (ANSWER,), seconds=8),
     Check(GET, reading, (LIST,), seconds=8),
     Check("head and checksums", heading, (GET,), seconds=8),
     Check("versions", versions, (LIST,), seconds=8),
