@@ -56,6 +56,7 @@ def everything_told(mounter: Mounter, path: Path, pid: int, env: dict[str, str])
     for place in [path, *path.rglob("*")]:
         for name in os.listxattr(place) or ["user.lazyfs.stats"] * (place == path):
             yield f"{name} of {place}", os.getxattr(place, name)
+    yield "what top shows", os.getxattr(path, "user.lazyfs.activity")
     yield "the process table", Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/comm").read_bytes()
     yield "the mount table", Path("/proc/self/mountinfo").read_bytes()
     for place in mounter.work.rglob("*"):

@@ -322,7 +322,7 @@ CHECKS = (
     Check(PROXY, proxy),
     Check(DNS, name, (PROXY,)),
     Check(ENDPOINT, connection, (DNS,), seconds=2 * CONNECT + 1),
-    Check(ANSWER, answers, (CREDENTIALS, ENDPOINT), seconds=8),
+    Check(ANSWER, answers, (CREDENTIALS, ENDPOINT), seconds=6),
     Check("clock", clock, (ANSWER,)),
     Check(LIST, listing, (ANSWER,)),
     Check("region", region, (ANSWER,), seconds=8),
