@@ -27,9 +27,9 @@ def log_path(mountpoint: str, named: str | None) -> Path:
     return state_directory() / f"{plain}.log"
 
 
-def start(arguments: list[str], mountpoint: str, log_file: str | None) -> None:
-    """Run `lazyfs mount --foreground ARGUMENTS` as a daemon, returning when it is ready. `SetupError` with the daemon's
-    own sentence if it is not."""
+def start(arguments: list[str], mountpoint: str, log_file: str | None, passed: tuple[int, ...] = ()) -> None:
+    """Run `lazyfs mount --foreground ARGUMENTS` as a daemon, returning when it is ready; `passed`: descriptors that it
+    inherits. `SetupError` with the daemon's own sentence if it is not."""
     path = log_path(mountpoint, log_file)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -38,8 +38,9 @@ def start(arguments: list[str], mountpoint: str, log_file: str | None) -> None:
         raise SetupError(f"cannot write the log {path}: {error.strerror}; choose another --log-file") from None
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "lazyfs", "mount", "--foreground", f"--ready-fd={writing}", *arguments]
+    fds = (writing, *passed)
     daemon = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writing,), start_new_session=True, cwd="/"
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=fds, start_new_session=True, cwd="/"
     )
     os.close(writing)
     os.close(log)

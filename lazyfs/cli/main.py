@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -18,8 +19,10 @@ from lazyfs.cli.doctor import doctor
 from lazyfs.cli.du import du
 from lazyfs.cli.evict import evict
 from lazyfs.cli.fsck import fsck
+from lazyfs.cli.mount_fd import mount_fd
 from lazyfs.cli.paths import sized
 from lazyfs.cli.pin import pin, unpin
+from lazyfs.cli.reload import reloading
 from lazyfs.cli.settings import Setting, as_arguments, as_toml, resolve, setting_options
 from lazyfs.cli.top import top
 from lazyfs.cli.verify import verify
@@ -27,7 +30,8 @@ from lazyfs.cli.warm import warm
 from lazyfs.config import Config, parse_source
 from lazyfs.errors import LazyfsError, SetupError, UsageError
 from lazyfs.objects import Source
-from lazyfs.service import mounts
+from lazyfs.service import handed, mounts
+from lazyfs.service.credentials import use_credentials_of_service
 from lazyfs.service.logs import set_up_logging, told
 
 SWITCH_INTERVAL = 0.0002
@@ -76,7 +80,7 @@ def mount(
     ready_fd: int | None,
     **_: Any,
 ) -> None:
-    """Mount SOURCE (s3://bucket or s3://bucket/prefix/) at MOUNTPOINT, an empty directory.
+    """Mount SOURCE (s3://bucket or s3://bucket/prefix/) at MOUNTPOINT, an empty directory, or /dev/fd/N of `mount-fd`.
 
     Returns when the mount can be read, and goes on in the background. Credentials are found as boto3 finds them:
     environment, ~/.aws, container or instance role. Every option is also LAZYFS_<NAME> in the environment.
@@ -87,31 +91,41 @@ def mount(
         click.echo(as_toml(settings))
         return
     try:
-        place = mounts.prepare_mountpoint(mountpoint)
+        descriptor = handed.descriptor_of(mountpoint)
+        place = mounts.prepare_mountpoint(mountpoint) if descriptor is None else handed.place_of(descriptor)
         if foreground:
-            _serve(config, Source(bucket, prefix, config.endpoint_url or ""), place, ready_fd)
+            _serve(ctx, config, Source(bucket, prefix, config.endpoint_url or ""), place, ready_fd, descriptor)
         else:
-            _start(config, settings, source, place)
+            _start(config, settings, source, place, descriptor)
     except LazyfsError as error:
         background.tell(ready_fd, told(str(error)).encode())
         raise
 
 
-def _start(config: Config, settings: list[Setting], source: str, mountpoint: str) -> None:
+def _start(config: Config, settings: list[Setting], source: str, mountpoint: str, descriptor: int | None) -> None:
     paths = {"cache_dir", "log_file", "ca_bundle"}
     settings = [
         Setting(s.name, os.path.abspath(s.words), "flag") if s.name in paths and s.words else s for s in settings
     ]
-    background.start([*as_arguments(settings), "--", source, mountpoint], mountpoint, config.log_file)
+    at, passed = (mountpoint, ()) if descriptor is None else (f"/dev/fd/{descriptor}", (descriptor,))
+    background.start([*as_arguments(settings), "--", source, at], mountpoint, config.log_file, passed)
 
 
-def _serve(config: Config, source: Source, mountpoint: str, ready_fd: int | None) -> None:
+def _serve(
+    ctx: click.Context,
+    config: Config,
+    source: Source,
+    mountpoint: str,
+    ready_fd: int | None,
+    descriptor: int | None,
+) -> None:
     # Here and not above: boto3, pyfuse3 and lmdb take 0.3 s, which every other command, and the one that starts the
     # daemon, can do without.
     import trio  # noqa: PLC0415
 
     from lazyfs.service.serving import serve  # noqa: PLC0415
 
+    use_credentials_of_service()
     set_up_logging(config.log_level, config.log_format)
     os.umask(0o077)
     # A dump of this process would hold credentials and gigabytes of weights. Not PR_SET_DUMPABLE, which would keep its
@@ -121,7 +135,8 @@ def _serve(config: Config, source: Source, mountpoint: str, ready_fd: int | None
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     gc.freeze()
     try:
-        trio.run(serve, config, source, mountpoint, lambda: background.tell(ready_fd, background.READY))
+        ready = partial(background.tell, ready_fd, background.READY)
+        trio.run(partial(serve, signals=reloading(ctx), handed=descriptor), config, source, mountpoint, ready)
     except LazyfsError:
         raise
     except KeyboardInterrupt:
@@ -213,7 +228,7 @@ def status(mountpoint: str | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-for command in (verify, warm, pin, unpin, evict, du, fsck, top, doctor, completion):
+for command in (verify, warm, pin, unpin, evict, du, fsck, top, doctor, completion, mount_fd):
     cli.add_command(command)
 
 

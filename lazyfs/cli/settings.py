@@ -24,6 +24,10 @@ _WHERE = {
 }
 
 
+CONFIG_FILE = "lazyfs.config"
+"""In a context's `meta`: the file that `--config` named."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
     """One resolved setting: its value as the user wrote it (None: unset) and which layer it came from."""
@@ -68,6 +72,7 @@ def _read_file(ctx: click.Context, _: click.Parameter, path: str | None) -> None
     """Make the file's settings click's defaults."""
     if path is None:
         return
+    ctx.meta[CONFIG_FILE] = path
     try:
         found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -86,6 +91,19 @@ def _read_file(ctx: click.Context, _: click.Parameter, path: str | None) -> None
         **(ctx.default_map or {}),
         **{key: value if isinstance(value, bool) else str(value) for key, value in named.items()},
     }
+
+
+def reread(ctx: click.Context, name: str) -> Any:
+    """One setting as the file of `--config` has it now; what a flag or the environment said stays. `UsageError` for a
+    file or a value that is wrong."""
+    (field,) = (field for field in dataclasses.fields(Config) if field.name == name)
+    words = ctx.params[name]
+    path, source = ctx.meta.get(CONFIG_FILE), ctx.get_parameter_source(name)
+    if path is not None and source not in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
+        ctx.default_map = {}
+        _read_file(ctx, ctx.command.params[0], path)
+        words = ctx.default_map.get(name, field.metadata["default"])
+    return field.metadata["parse"](words)
 
 
 def resolve(ctx: click.Context) -> tuple[Config, list[Setting]]:

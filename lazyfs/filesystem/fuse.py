@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from lazyfs import errors
@@ -128,6 +129,11 @@ class Operations(pyfuse3.Operations):
         self.failures = 0
         self.reads = 0
         self.read_bytes = 0
+        self.begun = trio.Event()
+
+    def init(self) -> None:
+        """The first request of a mount: the kernel and libfuse agree on what both can do. Answered right after."""
+        self.begun.set()
 
     def _attributes(self, node: Node) -> EntryAttributes:
         """The attributes of a node: always the same for an inode, whoever asks. For what an entry is good for, see

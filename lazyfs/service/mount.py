@@ -29,7 +29,7 @@ from lazyfs.filesystem.fuse import Operations
 from lazyfs.filesystem.options import mount_options
 from lazyfs.filesystem.session import Session
 from lazyfs.filesystem.tree import File, Tree
-from lazyfs.objects import Source
+from lazyfs.objects import GIB, Source
 from lazyfs.reading.streams import Budget
 from lazyfs.service import activity, machine, mounts
 from lazyfs.service.commands import Commands
@@ -68,8 +68,11 @@ def default_cache_dir() -> Path:
 class RunningMount:
     """The rooms of one mount. Built inside the loop; `nursery` runs what lives as long as the mount."""
 
-    def __init__(self, config: Config, source: Source, mountpoint: str, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, config: Config, source: Source, mountpoint: str, nursery: trio.Nursery, handed: int | None = None
+    ) -> None:
         self._config = config
+        self._handed = handed
         self.source = source
         self._mountpoint = mountpoint
         self._started = time.time()
@@ -185,10 +188,16 @@ class RunningMount:
         options = mount_options(
             self.source.url, allow_other=config.allow_other, allow_root=config.allow_root, noexec=config.noexec
         )
-        return Session(self.operations, self._mountpoint, options)
+        place = self._mountpoint if self._handed is None else f"/dev/fd/{self._handed}"
+        return Session(self.operations, place, options)
 
     async def prove(self) -> None:
-        """Read the mount as a user would: list it through the kernel, and find this process behind it."""
+        """Read the mount as a user would: list it through the kernel, and find this process behind it. One that was
+        made elsewhere and cannot be seen from here has been proved as well as can be once the kernel was answered."""
+        if self._handed is not None and mounts.mounted_at(self._mountpoint) is None:
+            await self.operations.begun.wait()
+            log.info("the mount behind /dev/fd/%d is not seen from here; the kernel was answered", self._handed)
+            return
 
         def read() -> None:
             os.listdir(self._mountpoint)
@@ -218,6 +227,14 @@ class RunningMount:
             await self.chunks.writer.flush()
             await self.chunks.writer.flush_touches()
         await self.chunks.writer.close()
+
+    def status(self) -> str:
+        """What this mount is doing, in one line for `systemctl status`."""
+        fetched, kept = (f"{n / GIB:.1f} GiB" for n in (self.store.statistics().bytes_received, self.disk.used()))
+        return (
+            f"{self.source.url} at {self._mountpoint}: fetched {fetched}, {kept} in the cache, "
+            f"{len(self.files)} files open, {self.operations.failures} failures"
+        )
 
     def report(self) -> bytes:
         """What this mount has done so far, as JSON."""

@@ -6,8 +6,9 @@ know what the mount is made of.
 
 import logging
 import os
+import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
@@ -25,16 +26,25 @@ LAST_READS = 2.0
 """Seconds that an end waits for reads under way; their readers get an error after that, as mapped ones SIGBUS."""
 
 
-async def serve(config: Config, source: Source, mountpoint: str, ready: Callable[[], None]) -> None:
-    """Run one mount from start to end, and end the process; `ready` is called once the mount answers.
+async def serve(
+    config: Config,
+    source: Source,
+    mountpoint: str,
+    ready: Callable[[], None],
+    *,
+    signals: Mapping[signal.Signals, Callable[[], None]],
+    handed: int | None = None,
+) -> None:
+    """Run one mount from start to end, and end the process; `ready` is called once the mount answers. `signals`: what
+    is done about those that do not ask for the end. `handed`: a descriptor that is mounted already (`handed.py`).
 
     `SetupError` if it cannot be started; then nothing is left mounted.
     """
     failure: Exception | None = None
-    watchdog = Watchdog(mountpoint)
+    watchdog = Watchdog(mountpoint, signals)
     async with trio.open_nursery() as nursery:
         try:
-            mount = RunningMount(config, source, mountpoint, nursery)
+            mount = RunningMount(config, source, mountpoint, nursery, handed)
             await _live(mount, mountpoint, nursery, watchdog, ready)
         except Exception as error:  # noqa: BLE001 - raised again outside, where no nursery wraps it in a group
             failure = error
@@ -53,6 +63,7 @@ async def _live(
     """From the first request to the end of the process."""
     stop, ended, reads = trio.Event(), trio.Event(), trio.CancelScope()
     nursery.start_soon(_stop_when_asked, watchdog, stop)
+    notify(f"STATUS=asking S3 for {mount.source.url}")
     try:
         await _unless(stop, nursery, mount.check)
         session = mount.attach()
@@ -60,7 +71,7 @@ async def _live(
         mount.disk.close()
         raise
     try:
-        watchdog.mounted()
+        watchdog.mounted(mount.status)
         nursery.start_soon(_run_session, session, reads, stop, ended)
         nursery.start_soon(_stop_when_unmounted, session, stop)
         nursery.start_soon(mount.chunks.writer.run)
@@ -69,11 +80,11 @@ async def _live(
         # In a thread: it runs programs that may look at every mount, this one included.
         await trio.to_thread.run_sync(mount.tune)
         log.info("%s is mounted at %s", mount.source.url, mountpoint)
-        notify("READY=1", f"STATUS={mount.source.url} at {mountpoint}")
+        notify("READY=1", f"STATUS={mount.status()}")
         ready()
         threading.Thread(target=mount.memory.populate, name="populate", daemon=True).start()
         await stop.wait()
-        notify("STOPPING=1")
+        notify("STOPPING=1", "STATUS=unmounting, and writing what is queued")
         if not ended.is_set():
             watchdog.end_in_time()
             session.stop()

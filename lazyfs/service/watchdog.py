@@ -15,12 +15,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 
 import trio
 
 from lazyfs.service import mounts
+from lazyfs.service.notify import listens, notify, watchdog_time
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +40,26 @@ ENDINGS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Watchdog:
-    """The watchdog of this process. Made on the loop, before other threads are started, which must not get signals."""
+    """The watchdog of this process. Made on the loop, before other threads are started, which must not get signals.
+    `others`: what is done about signals that do not ask for the end, in a thread, also while the loop stands still."""
 
-    def __init__(self, mountpoint: str) -> None:
+    def __init__(self, mountpoint: str, others: Mapping[signal.Signals, Callable[[], None]]) -> None:
         self._mountpoint = mountpoint
         self._token = trio.lowlevel.current_trio_token()
         self._lock = threading.Lock()
         self._ending = False
         self._device: str | None = None
+        self._status: Callable[[], str] = str
         self.asked = trio.Event()
         """Set when a signal asks for the end."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+        self._others = others
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDINGS, *others))
         self._start(self._hear)
 
-    def mounted(self) -> None:
-        """From here on there is a connection to abort, and a loop that must move. Reads /proc."""
+    def mounted(self, status: Callable[[], str]) -> None:
+        """From here on there is a connection to abort, and a loop that must move; while it does, systemd is told so,
+        and what `status`, called on the loop, says. Reads /proc."""
+        self._status = status
         found = mounts.mounted_at(self._mountpoint)
         self._device = None if found is None else found.device
         self._start(self._look)
@@ -72,7 +79,10 @@ class Watchdog:
 
     def _hear(self) -> None:
         while True:
-            number = signal.sigwait(ENDINGS)
+            number = signal.Signals(signal.sigwait((*ENDINGS, *self._others)))
+            if number in self._others:
+                self._others[number]()
+                continue
             self.end_in_time()
             try:
                 self._token.run_sync_soon(self._heard, number)
@@ -85,17 +95,33 @@ class Watchdog:
             self.asked.set()
 
     def _look(self) -> None:
-        pause, missed = threading.Event(), 0
-        while missed < LOOKS:
-            moved = threading.Event()
+        """All that systemd is told while nothing happens is told from here, so that an idle mount wakes for one thing
+        only: `WATCHDOG=1` after each answer of the loop, `STATUS=` when it is another than before."""
+        # Half of systemd's time would do for a loop that answers at once.
+        every = min(LOOK, (watchdog_time() or inf) / 3)
+        pause, missed, said = threading.Event(), 0, ""
+        while missed * every < LOOK * LOOKS:
+            moved, words = threading.Event(), [""]
             try:
-                self._token.run_sync_soon(moved.set)
+                self._token.run_sync_soon(self._answer, words, moved)
             except trio.RunFinishedError:
                 return
-            missed = 0 if moved.wait(LOOK) else missed + 1
-            if not missed:
-                pause.wait(LOOK)
+            if not moved.wait(every):
+                missed += 1
+                continue
+            missed = 0
+            if listens() and not self.asked.is_set():
+                notify("WATCHDOG=1", *([f"STATUS={words[0]}"] if words[0] not in ("", said) else []))
+                said = words[0]
+            pause.wait(every)
         self._end(f"the mount's loop has not moved for {LOOK * LOOKS:.0f} s")
+
+    def _answer(self, words: list[str], moved: threading.Event) -> None:
+        try:
+            words[0] = self._status() if listens() else ""
+        except Exception:  # an exception here would end the loop, and a status line is not worth a mount
+            log.exception("a defect in the status line")
+        moved.set()
 
     def _end(self, why: str) -> None:
         """Say where every thread stands, wake whoever waits in the kernel, and be gone."""
