@@ -64,7 +64,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("source", envvar="LAZYFS_SOURCE")
-@click.argument("mountpoint", envvar="LAZYFS_MOUNTPOINT", type=click.Path())
+@click.argument("mountpoint", envvar="LAZYFS_MOUNTPOINT", type=click.Path(readable=False))
 @click.option("--foreground", "-f", is_flag=True, help="Stay, and log to stderr.")
 @click.option("--print-config", is_flag=True, help="Show every setting and where it came from, and mount nothing.")
 @click.option("--ready-fd", type=int, hidden=True)

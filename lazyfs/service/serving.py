@@ -80,7 +80,8 @@ async def _live(
         # In a thread: it runs programs that may look at every mount, this one included.
         await trio.to_thread.run_sync(mount.tune)
         log.info("%s is mounted at %s", mount.source.url, mountpoint)
-        notify("READY=1", f"STATUS={mount.status()}")
+        watchdog.said = mount.status()
+        notify("READY=1", f"STATUS={watchdog.said}")
         ready()
         threading.Thread(target=mount.memory.populate, name="populate", daemon=True).start()
         await stop.wait()

@@ -50,6 +50,8 @@ class Watchdog:
         self._ending = False
         self._device: str | None = None
         self._status: Callable[[], str] = str
+        self.said = ""
+        """The status that systemd was last told; empty before it is told that the mount is ready."""
         self.asked = trio.Event()
         """Set when a signal asks for the end."""
         self._others = others
@@ -99,7 +101,7 @@ class Watchdog:
         only: `WATCHDOG=1` after each answer of the loop, `STATUS=` when it is another than before."""
         # Half of systemd's time would do for a loop that answers at once.
         every = min(LOOK, (watchdog_time() or inf) / 3)
-        pause, missed, said = threading.Event(), 0, ""
+        pause, missed = threading.Event(), 0
         while missed * every < LOOK * LOOKS:
             moved, words = threading.Event(), [""]
             try:
@@ -111,8 +113,9 @@ class Watchdog:
                 continue
             missed = 0
             if listens() and not self.asked.is_set():
-                notify("WATCHDOG=1", *([f"STATUS={words[0]}"] if words[0] not in ("", said) else []))
-                said = words[0]
+                news = self.said and words[0] not in ("", self.said)
+                notify("WATCHDOG=1", *([f"STATUS={words[0]}"] if news else []))
+                self.said = words[0] if news else self.said
             pause.wait(every)
         self._end(f"the mount's loop has not moved for {LOOK * LOOKS:.0f} s")
 
