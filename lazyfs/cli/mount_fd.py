@@ -6,6 +6,7 @@ descriptor as /dev/fd/3, and take the mount away when the command has ended. Mus
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import pwd
 import signal
@@ -15,8 +16,11 @@ import click
 
 from lazyfs.errors import SetupError, UsageError
 from lazyfs.service import handed, mounts
+from lazyfs.service.credentials import VARIABLE, credentials_for
 
-DESCRIPTOR = 3
+DESCRIPTOR, CREDENTIALS = 3, 4
+"""Of the command: the mount, and what systemd passed to this side (`credentials.py`)."""
+
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 """linux/prctl.h."""
 
@@ -72,7 +76,9 @@ def _run(command: tuple[str, ...], descriptor: int, uid: int, gid: int) -> int:
     def become() -> None:
         # In the child: libc and system calls only.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (*PASSED_ON, signal.SIGCHLD))
-        os.dup2(descriptor, DESCRIPTOR)
+        os.dup2(kept[0], DESCRIPTOR)
+        if len(kept) > 1:
+            os.dup2(kept[1], CREDENTIALS)
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)  # from root to another user, which clears every capability
@@ -82,11 +88,21 @@ def _run(command: tuple[str, ...], descriptor: int, uid: int, gid: int) -> int:
             os._exit(1)
 
     environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
+    # Above 4, so that neither is overwritten by the other's dup2.
+    kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10)]
+    os.close(descriptor)
+    credentials = credentials_for(environment)
+    if credentials is not None:
+        environment[VARIABLE] = f"/dev/fd/{CREDENTIALS}"
+        kept.append(fcntl.fcntl(credentials, fcntl.F_DUPFD, 10))
+        os.close(credentials)
+    passed = (DESCRIPTOR, CREDENTIALS)[: len(kept)]
     try:
         with subprocess.Popen(
-            command, env=environment, pass_fds=(DESCRIPTOR,), preexec_fn=become  # noqa: PLW1509 (no threads here)
+            command, env=environment, pass_fds=passed, preexec_fn=become  # noqa: PLW1509 (no threads here)
         ) as child:
-            os.close(descriptor)
+            for number in kept:
+                os.close(number)
             while child.poll() is None:
                 number = signal.sigwait((*PASSED_ON, signal.SIGCHLD))
                 if number != signal.SIGCHLD:

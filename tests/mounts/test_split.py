@@ -36,6 +36,15 @@ def nobody_runs(python: str) -> bool:
     return asked.returncode == 0
 
 
+def credentials(work: Path, s3: FastS3Server) -> Path:
+    """As systemd passes them to a service of root: nobody else may read them."""
+    directory = work / "credentials"
+    directory.mkdir(mode=0o700)
+    text = f"[default]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
+    (directory / "aws").write_text(text)
+    return directory
+
+
 class Split:
     """`lazyfs mount-fd`, and below it `lazyfs mount --foreground` as nobody, ready."""
 
@@ -49,7 +58,9 @@ class Split:
                    python, "-m", "lazyfs", "mount", "--foreground", f"--endpoint-url={s3.url}", f"--region={s3.region}",
                    f"--cache-dir={cache}", "--memory-budget=64MiB", "s3://models", "/dev/fd/3"]  # fmt: skip
         with self.log.open("ab") as stream:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment(work / "home", s3, **FOUND),
+            env = environment(work / "home", None, CREDENTIALS_DIRECTORY=str(credentials(work, s3)), **FOUND)
+            del env["AWS_SHARED_CREDENTIALS_FILE"]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=env,
                                             stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)  # fmt: skip
         wait_until(lambda: self.process.poll() is not None or "is mounted at" in self.log.read_text(), "ready", 60)
         assert self.process.poll() is None, self.log.read_text()
