@@ -22,7 +22,7 @@ def use_credentials_of_service() -> None:
 
 def credentials_for(environment: Mapping[str, str]) -> int | None:
     """The same file as a descriptor, for a command that runs as another user, who must not open what is this service's;
-    it reads `/dev/fd/N`. In memory, sealed, and gone with who has it. None if there is none."""
+    it reads `/dev/fd/N`. In memory, and gone with who has it. None if there is none."""
     path = _passed(environment)
     if path is None:
         return None

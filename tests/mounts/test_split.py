@@ -15,7 +15,17 @@ import pytest
 from lazyfs.errors import SetupError
 from lazyfs.service import handed
 from tests.mounts.contents import MIB, pages
-from tests.mounts.mounting import COMMAND, ROOT, Mounter, environment, force_away, is_mounted, mountinfo, run, wait_until
+from tests.mounts.mounting import (
+    COMMAND,
+    ROOT,
+    Mounter,
+    environment,
+    force_away,
+    is_mounted,
+    mountinfo,
+    run,
+    wait_until,
+)
 from tests.servers.fast import FastS3Server
 
 NOBODY = 65534
