@@ -27,9 +27,10 @@ class Namespace:
 
     def __init__(self, propagation: str, prepare: str, *, of: int | None = None) -> None:
         entering = [] if of is None else ["nsenter", f"--target={of}", "--mount", "--"]
+        keeping = ["unshare", "--mount", f"--propagation={propagation}", "sh", "-ec", f"{prepare}\necho made; cat"]
         self.process = subprocess.Popen(
-            [*entering, "unshare", "--mount", f"--propagation={propagation}", "sh", "-ec", f"{prepare}\necho made; cat"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=killed_with_parent(),
+            [*entering, *keeping], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            preexec_fn=killed_with_parent(),  # noqa: PLW1509 (it only calls libc)
         )  # fmt: skip
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "made\n"
@@ -89,7 +90,7 @@ class Daemon:
             self.process = subprocess.Popen(
                 inside.command(*COMMAND, "mount", "--foreground", *options, "s3://models", place),
                 env=environment(mounter.work / "home", s3), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-                preexec_fn=killed_with_parent(),
+                preexec_fn=killed_with_parent(),  # noqa: PLW1509 (it only calls libc)
             )  # fmt: skip
         wait_until(lambda: self.process.poll() is not None or "is mounted at" in log.read_text(), "ready", 60)
         assert self.process.poll() is None, log.read_text()
@@ -132,7 +133,8 @@ def test_a_file_held_elsewhere_outlives_a_lazy_unmount(
     first = Daemon(container, mounter, s3, place, "first")
     held = subprocess.Popen(
         reader.command("sh", "-c", 'exec 4<"$1"; echo open; read -r _; exec sha256sum <&4', "sh", place / "weights"),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=killed_with_parent(),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=killed_with_parent(),  # noqa: PLW1509 (it only calls libc)
     )  # fmt: skip
     assert held.stdout is not None
     assert held.stdout.readline() == "open\n"
