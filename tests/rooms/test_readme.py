@@ -40,7 +40,7 @@ def test_options_and_defaults_are_true() -> None:
 
 def test_commands_exist() -> None:
     """`lazyfs WORD` in the README is a command of lazyfs, and every command is in the README."""
-    named = set(re.findall(r"^    lazyfs ([a-z]+)", README, re.MULTILINE))
+    named = set(re.findall(r"^    lazyfs ([a-z-]+)", README, re.MULTILINE))
     assert named == set(cli.commands)
 
 
