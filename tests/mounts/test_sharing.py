@@ -7,7 +7,6 @@ import os
 import random
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import lmdb
 import pytest
@@ -18,7 +17,7 @@ from tests.mounts.failing import Failing
 from tests.mounts.mounting import Mount, Mounter, MountFailed, environment, wait_until
 from tests.mounts.reader import Reader, ReaderDied
 from tests.mounts.test_bounds import Sampler
-from tests.mounts.test_cache import ANEW, sum_of
+from tests.mounts.test_cache import ANEW, completed, sum_of
 from tests.servers.fast import FastS3Server
 from tests.servers.records import Request
 
@@ -88,18 +87,6 @@ def start(
 def ranges(server: FastS3Server) -> list[Request]:
     """The GETs of bytes since the last time; what asks for an object's digest is none."""
     return [request for request in server.take_log() if request.kind == "GET" and request.range is not None]
-
-
-def completed(path: Path) -> None:
-    """Have all of a file on disk: what a busy disk could not take in time is fetched again."""
-    os.getxattr(path, "user.lazyfs.verify")
-
-    def done() -> dict[str, str] | None:
-        job: dict[str, str] = json.loads(os.getxattr(path, "user.lazyfs.verifying"))
-        return job if job["step"] == "done" else None
-
-    job = wait_until(done, "it is verified")
-    assert job["outcome"], job["words"]
 
 
 def of_place(name: str) -> dict[str, bytes]:
