@@ -100,7 +100,8 @@ class Watchdog:
         """All that systemd is told while nothing happens is told from here, so that an idle mount wakes for one thing
         only: `WATCHDOG=1` after each answer of the loop, `STATUS=` when it is another than before."""
         # Half of systemd's time would do for a loop that answers at once.
-        every = min(LOOK, (watchdog_time() or inf) / 3)
+        watched = watchdog_time()
+        every = min(LOOK, (watched or inf) / 3)
         pause, missed = threading.Event(), 0
         while missed * every < LOOK * LOOKS:
             moved, words = threading.Event(), [""]
@@ -113,9 +114,12 @@ class Watchdog:
                 continue
             missed = 0
             if listens() and not self.asked.is_set():
-                news = self.said and words[0] not in ("", self.said)
-                notify("WATCHDOG=1", *([f"STATUS={words[0]}"] if news else []))
-                self.said = words[0] if news else self.said
+                news = ["WATCHDOG=1"] if watched else []
+                if self.said and words[0] not in ("", self.said):
+                    news.append(f"STATUS={words[0]}")
+                    self.said = words[0]
+                if news:
+                    notify(*news)
             pause.wait(every)
         self._end(f"the mount's loop has not moved for {LOOK * LOOKS:.0f} s")
 
