@@ -4,6 +4,7 @@ import ast
 import ctypes
 import functools
 import os
+import platform
 import signal
 import time
 from pathlib import Path
@@ -78,19 +79,33 @@ def test_with_a_get_on_its_way(s3: FastS3Server, mounter: Mounter, mapped: bool,
         assert is_gone(reader.pid)
 
 
-PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
+PTRACE_CONT, PTRACE_SEIZE, PTRACE_INTERRUPT = 7, 0x4206, 0x4207
 """linux/ptrace.h."""
+EPOLL = {"x86_64": ("232", "281"), "aarch64": ("22",)}
+"""Numbers of epoll_wait(2) and epoll_pwait(2), as /proc/PID/syscall has them."""
 ALL_THREADS = 0x40000000
 """__WALL of waitpid(2): also threads that are no children."""
 
 
 def stop_the_loop(pid: int) -> None:
-    """Stop the thread that runs the loop, and no other, as a disk that hangs does; until the process is gone."""
+    """Stop the thread that runs the loop, and no other, as a disk that hangs does; until the process is gone. Where it
+    waits for something to do, for else it may hold Python's lock, without which no other thread goes on either."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-    for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
+
+    def ask(request: int) -> None:
         assert libc.ptrace(request, pid, None, None) == 0, os.strerror(ctypes.get_errno())
-    os.waitpid(pid, ALL_THREADS)
+
+    def waits() -> bool:
+        ask(PTRACE_INTERRUPT)
+        os.waitpid(pid, ALL_THREADS)
+        if Path(f"/proc/{pid}/task/{pid}/syscall").read_text().split()[0] in EPOLL[platform.machine()]:
+            return True
+        ask(PTRACE_CONT)
+        return False
+
+    ask(PTRACE_SEIZE)
+    wait_until(waits, "the loop waits")
     assert "State:\tt" in Path(f"/proc/{pid}/task/{pid}/status").read_text()
 
 
