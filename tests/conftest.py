@@ -1,8 +1,15 @@
-"""What holds for all tests: those that take minutes run only when they are asked for."""
+"""What holds for all tests: those that take minutes run only when they are asked for, and Ctrl-C is heard."""
 
 import os
+import signal
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """A shell has SIGINT ignored in what it starts by `&`, for good and by all children; some tests send it to one."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
