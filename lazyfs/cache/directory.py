@@ -257,20 +257,15 @@ def _check(path: Path, *, create: bool) -> None:
 
 def _check_mark(path: Path) -> None:
     mark = path / MARK
-    temporary = path / f"{MARK}.new"  # what a kill may leave of the next lines
     _own_file(mark)
     if not mark.exists():
-        if any(found.name not in ("lost+found", temporary.name) for found in path.iterdir()):
-            raise SetupError(
-                f"the cache directory {path} holds files that are not lazyfs's; "
-                "choose an empty directory as --cache-dir"
-            )
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
-            json.dump({"what": "a lazyfs chunk cache; safe to delete while no mount uses it", "layout": 1}, file)
-            file.flush()
-            os.fsync(file.fileno())  # else a power failure may leave a mark without a word in it
-        temporary.rename(mark)
-        return
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # of several that start at once in a new directory, one makes it
+            if not mark.exists():
+                _make_mark(path, mark)
+        finally:
+            os.close(descriptor)
     try:
         with mark.open("rb") as marked:
             layout = json.loads(marked.read(LONGEST_MARK))["layout"]
@@ -281,6 +276,19 @@ def _check_mark(path: Path) -> None:
             f"the cache directory {path} has a layout that this lazyfs does not know; "
             "choose another --cache-dir or delete its contents"
         )
+
+
+def _make_mark(path: Path, mark: Path) -> None:
+    temporary = path / f"{MARK}.new"  # what a kill may leave of the next lines
+    if any(found.name not in ("lost+found", temporary.name) for found in path.iterdir()):
+        raise SetupError(
+            f"the cache directory {path} holds files that are not lazyfs's; choose an empty directory as --cache-dir"
+        )
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
+        json.dump({"what": "a lazyfs chunk cache; safe to delete while no mount uses it", "layout": 1}, file)
+        file.flush()
+        os.fsync(file.fileno())  # else a power failure may leave a mark without a word in it
+    temporary.rename(mark)
 
 
 def _own_directory(path: Path) -> None:

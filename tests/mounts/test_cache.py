@@ -1,7 +1,6 @@
 """P2, P4, P6, R6: what was read once is there, whatever became of S3 or of the daemon, and never if it is damaged."""
 
 import hashlib
-import json
 import os
 import random
 import re
@@ -18,7 +17,7 @@ import pytest
 
 from tests.mounts.books import check_at_rest, index_is_clean
 from tests.mounts.contents import MIB, pages
-from tests.mounts.mounting import Mount, Mounter, wait_until
+from tests.mounts.mounting import Mount, Mounter, run, wait_until
 from tests.mounts.reader import Reader
 from tests.servers.fast import FastS3Server
 from tests.servers.records import Request
@@ -52,14 +51,8 @@ def fill(mount: Mount, reader: Reader, contents: dict[str, bytes]) -> None:
 
 def completed(path: Path) -> None:
     """Have all of a file on disk: what a busy disk could not take in time is fetched again."""
-    os.getxattr(path, "user.lazyfs.verify")
-
-    def done() -> dict[str, str] | None:
-        job: dict[str, str] = json.loads(os.getxattr(path, "user.lazyfs.verifying"))
-        return job if job["step"] == "done" else None
-
-    job = wait_until(done, "it is verified")
-    assert job["outcome"], job["words"]
+    done = run(["warm", path], os.environ)
+    assert done.returncode == 0, done.stderr
 
 
 def object_files(cache: Path) -> list[Path]:

@@ -3,6 +3,8 @@
 import fcntl
 import os
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,24 @@ def refused(path: Path) -> str:
     with pytest.raises(SetupError) as error:
         CacheDirectory(path, create=False)
     return str(error.value)
+
+
+def test_several_that_start_at_once_in_a_new_directory(tmp_path: Path) -> None:
+    """One of them marks it, and none takes what another has just made for somebody else's."""
+    for number in range(25):
+        place = tmp_path / str(number)
+        place.mkdir()
+        start = threading.Barrier(6)
+
+        def begin(place: Path = place, start: threading.Barrier = start) -> CacheDirectory:
+            start.wait()
+            return CacheDirectory(place, create=False)
+
+        with ThreadPoolExecutor(6) as pool:
+            found = [future.result() for future in [pool.submit(begin) for _ in range(6)]]
+        assert found[0].alive() == {one.daemon for one in found}
+        for one in found:
+            one.close()
 
 
 def test_a_directory_that_is_not_fit_is_refused(tmp_path: Path) -> None:
