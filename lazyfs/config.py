@@ -4,6 +4,7 @@ The command line, the environment (`LAZYFS_<NAME>`), the TOML file and `mount -o
 a setting exists in all of them or in none.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -88,6 +89,45 @@ def parse_flag(text: str) -> bool:
 def parse_text(text: str) -> str:
     """Any words; white space around them is dropped."""
     return text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: a port of an address, 0 for any that is free, or, where `path` is not empty, a unix socket."""
+
+    host: str
+    port: int
+    path: str = ""
+
+
+LONGEST_SOCKET_PATH = 107
+"""Bytes: sun_path in linux/un.h, less the NUL at its end."""
+
+
+def parse_address(text: str) -> Address:
+    """`127.0.0.1:9567`, `[::1]:9567`, `localhost:9567` or `unix:/path`. An address must be said, so that nobody listens
+    to the whole network by leaving it out."""
+    word = text.strip()
+    if word.startswith("unix:"):
+        path = word.removeprefix("unix:")
+        size = len(path.encode("utf-8", "surrogateescape"))
+        if not path.startswith("/") or "\0" in path or size > LONGEST_SOCKET_PATH:
+            raise UsageError(
+                f"{shortened(text)!r} is not the place of a unix socket; write unix: and an absolute path of at most "
+                f"{LONGEST_SOCKET_PATH} bytes"
+            )
+        return Address("", 0, path)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)|localhost):([0-9]{1,5})", word)
+    try:
+        host = str(ipaddress.ip_address((match[1] or match[2]) if match and match[0][0] != "l" else "127.0.0.1"))
+    except ValueError:
+        match, host = None, ""
+    if match is None or int(match[3]) > 65535 or (match[1] is not None) != (":" in host):
+        raise UsageError(
+            f"{shortened(text)!r} is not an address; write 127.0.0.1:9567 or unix:/run/lazyfs.sock for this machine "
+            "alone, 0.0.0.0:9567 for everybody"
+        )
+    return Address(host, int(match[3]))
 
 
 def choice(*words: str) -> Callable[[str], str]:
@@ -204,6 +244,19 @@ class Config:
     log_file: str | None = _setting(
         None, parse_text, "Log file of a background mount; default: in the state directory, named by `lazyfs status`."
     )
+    access_log: str | None = _setting(
+        None, parse_text, "File that gets a line for each request of the kernel; - for the log; default: none."
+    )
+    metrics_address: Address | None = _setting(  # noqa: RUF009 - it is a field, as all of these
+        None,
+        parse_address,
+        "Serve metrics and health over HTTP at 127.0.0.1:PORT (0: any), [::1]:PORT or unix:/PATH; default: not at all.",
+    )
+    otlp_endpoint: str | None = _setting(
+        None,
+        parse_text,
+        "Push metrics to this OpenTelemetry collector, http(s)://host:4318; needs the extra lazyfs[otel].",
+    )
 
     def __post_init__(self) -> None:
         """Refuse combinations that no mount can work with."""
@@ -223,6 +276,10 @@ class Config:
                 raise UsageError(
                     "--transfer-acceleration, --dual-stack and --fips choose one of AWS; leave --endpoint-url out"
                 )
+        if self.otlp_endpoint is not None:
+            _check_collector(self.otlp_endpoint)
+        if self.access_log == "":
+            raise UsageError("--access-log needs a file, or - for the log; leave it out for none")
         if self.allow_other and self.allow_root:
             raise UsageError("--allow-other and --allow-root exclude each other; --allow-other includes root")
 
@@ -240,6 +297,15 @@ def _check_endpoint(url: str) -> None:
 
 _ACCESS_POINT = r"arn:aws[a-z-]*:s3:[a-z0-9-]*:[0-9]{12}:accesspoint/[A-Za-z0-9][A-Za-z0-9.-]{1,62}"
 """Without a region it is a multi-region access point."""
+
+
+def _check_collector(url: str) -> None:
+    if "@" in url:
+        raise UsageError(
+            "--otlp-endpoint must not hold a user or a password; set OTEL_EXPORTER_OTLP_HEADERS in the environment"
+        )
+    if not re.match(r"https?://[^/\s]+", url):
+        raise UsageError(f"--otlp-endpoint {shortened(url)!r} must start with http:// or https:// and name a host")
 
 
 def parse_source(text: str) -> tuple[str, str]:

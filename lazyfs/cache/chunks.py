@@ -93,6 +93,7 @@ class ChunkCache:
         )
         self.barred = Barred()
         self._memory_hits = self._waits = 0
+        self.looks = [0, 0]  # how often a chunk that somebody reads was not in memory, and was
 
     def statistics(self) -> ChunkStatistics:
         """A frozen copy of the counters."""
@@ -172,6 +173,7 @@ class ChunkCache:
             await self.barred.passed(version)
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
         chunk = self._memory.get((version.object_id, first))
+        self.looks[chunk is not None] += 1
         if first == last:
             if chunk is None and stop - start <= SMALL_READ:
                 part = await self._read_part(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
@@ -181,6 +183,7 @@ class ChunkCache:
             self._use(version, first, chunk, stop)
             return chunk.view[start - first * CHUNK_SIZE : stop - first * CHUNK_SIZE]
         second = self._memory.get((version.object_id, last))
+        self.looks[second is not None] += 1
         if chunk and second and last == first + 1 and self._memory.adjacent(chunk, second):
             self._use(version, first, chunk, stop)
             self._use(version, last, second, stop)

@@ -153,7 +153,7 @@ class Disk:
 
     def capacity(self) -> int:
         """Bytes that chunks may take in all, if everything that is there went. Blocks."""
-        return self._bound() - self._index.own_size()
+        return self.bound() - self._index.own_size()
 
     @property
     def index(self) -> Index:
@@ -162,7 +162,7 @@ class Disk:
 
     def put_listings(self, packed: dict[bytes, bytes]) -> None:
         """Keep listings, while there is room for them under the bound. Blocks."""
-        if self._index.used() + sum(map(len, packed.values())) <= self._bound():
+        if self._index.used() + sum(map(len, packed.values())) <= self.bound():
             self._index.put_listings(packed)
 
     def used(self) -> int:
@@ -255,19 +255,19 @@ class Disk:
         what is more than half of the bound is for the caller to split."""
         if self._max_size is not None and size > max(CHUNK_SIZE, self._max_size // 2):
             return Answer.NO_ROOM
-        answer = self._index.claim(self._directory.daemon, runs, size, self._bound())
+        answer = self._index.claim(self._directory.daemon, runs, size, self.bound())
         if answer in (Answer.GRANTED, Answer.STALE):
             return answer
         with self._alone() as alone:
             # Whoever was clearing may have made room for this claim too, so it is asked again before anything goes.
             cleared = alone and self._tidy()
             while True:
-                answer = self._index.claim(self._directory.daemon, runs, size, self._bound())
+                answer = self._index.claim(self._directory.daemon, runs, size, self.bound())
                 if answer is not Answer.NO_ROOM:
                     return answer
                 if not cleared:
                     return Answer.BLOCKED
-                lacking = self._index.used() + size - self._bound()
+                lacking = self._index.used() + size - self.bound()
                 freed = self._index.bury(max(lacking, 1))  # no more: the next to go may be what somebody reads
                 self.evicted_bytes += freed
                 if not freed:
@@ -282,7 +282,7 @@ class Disk:
             self._patience = PATIENCE if alone else 0.0
             yield alone
 
-    def _bound(self) -> int:
+    def bound(self) -> int:
         """What `used` may reach now: the limit set, and what the filesystem can give beyond what it must keep free."""
         aside = self._directory.aside_size()
         found = os.statvfs(self._directory.path)

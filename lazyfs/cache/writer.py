@@ -20,6 +20,7 @@ from lazyfs.cache.memory import Chunk, Memory
 from lazyfs.cache.threads import Workers
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import SEGMENT_CHUNKS, ObjectVersion
+from lazyfs.tallies import SLOW, Tally
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Writer:
         self._nursery = nursery
         self._workers = workers
         self._made_room = made_room
-        self._queue: deque[tuple[Verified, Chunk]] = deque()
+        self._queue: deque[tuple[Verified, Chunk, float]] = deque()
         self._limit = max(1, memory.slots // 2)
         self._wanted = trio.Event()
         self._touched: set[tuple[bytes, int]] = set()
@@ -56,6 +57,8 @@ class Writer:
         """Called with each version of which chunks came to be on disk, or were given up."""
         self.on_fresh: Callable[[Verified], None] | None = None
         """Called with each chunk that came, whether it will be kept or not."""
+        self.waits = Tally(SLOW)
+        """How long chunks waited until their write began."""
         self._batches = 0
         self.kept = 0
         self.unkept = 0
@@ -76,14 +79,14 @@ class Writer:
             self.unkept += 1
             return
         self._memory.pin(chunk)
-        self._queue.append((verified, chunk))
+        self._queue.append((verified, chunk, trio.current_time()))
         self._wanted.set()
 
     def give_up_one(self) -> bool:
         """Do not write the chunk that waits longest, so that its slot can serve a reader. False if none waits."""
         if not self._queue:
             return False
-        _, chunk = self._queue.popleft()
+        _, chunk, _ = self._queue.popleft()
         self._memory.unpin(chunk)
         self.unkept += 1
         return True
@@ -105,17 +108,20 @@ class Writer:
         while self._queue:
             batch = [self._queue.popleft() for _ in range(min(WRITE_BATCH, len(self._queue)))]
             self._batches += 1
+            now = trio.current_time()
+            for _, _, queued in batch:
+                self.waits.add(now - queued)
             try:
-                kept = await self.step(self._disk.keep, [verified for verified, _ in batch]) or 0
+                kept = await self.step(self._disk.keep, [verified for verified, _, _ in batch]) or 0
             finally:
                 self._batches -= 1
             self.kept += kept
             self.unkept += len(batch) - kept
-            for _, chunk in batch:
+            for _, chunk, _ in batch:
                 self._memory.unpin(chunk)
             self._made_room()
             if self.on_kept is not None:
-                for version in {verified.version for verified, _ in batch}:
+                for version in {verified.version for verified, _, _ in batch}:
                     self.on_kept(version)
 
     def touch(self, version: ObjectVersion, number: int) -> None:

@@ -19,6 +19,7 @@ from lazyfs.cli.doctor import doctor
 from lazyfs.cli.du import du
 from lazyfs.cli.evict import evict
 from lazyfs.cli.fsck import fsck
+from lazyfs.cli.loglevel import log_level
 from lazyfs.cli.mount_fd import mount_fd
 from lazyfs.cli.paths import sized
 from lazyfs.cli.pin import pin, unpin
@@ -32,7 +33,7 @@ from lazyfs.errors import LazyfsError, SetupError, UsageError
 from lazyfs.objects import Source
 from lazyfs.service import handed, mounts
 from lazyfs.service.credentials import use_credentials_of_service
-from lazyfs.service.logs import set_up_logging, told
+from lazyfs.service.logs import level_signals, set_up_logging, told
 
 SWITCH_INTERVAL = 0.0002
 """Seconds until a thread that waits for the interpreter gets it. With Python's 5 ms, the writer waited some 3 ms for
@@ -103,9 +104,10 @@ def mount(
 
 
 def _start(config: Config, settings: list[Setting], source: str, mountpoint: str, descriptor: int | None) -> None:
-    paths = {"cache_dir", "log_file", "ca_bundle"}
+    paths = {"cache_dir", "log_file", "ca_bundle", "access_log"}
     settings = [
-        Setting(s.name, os.path.abspath(s.words), "flag") if s.name in paths and s.words else s for s in settings
+        Setting(s.name, os.path.abspath(s.words), "flag") if s.name in paths and s.words not in (None, "-") else s
+        for s in settings
     ]
     at, passed = (mountpoint, ()) if descriptor is None else (f"/dev/fd/{descriptor}", (descriptor,))
     background.start([*as_arguments(settings), "--", source, at], mountpoint, config.log_file, passed)
@@ -136,7 +138,8 @@ def _serve(
     gc.freeze()
     try:
         ready = partial(background.tell, ready_fd, background.READY)
-        trio.run(partial(serve, signals=reloading(ctx), handed=descriptor), config, source, mountpoint, ready)
+        signals = {**reloading(ctx), **level_signals(config.log_level)}
+        trio.run(partial(serve, signals=signals, handed=descriptor), config, source, mountpoint, ready)
     except LazyfsError:
         raise
     except KeyboardInterrupt:
@@ -209,6 +212,8 @@ def status(mountpoint: str | None, as_json: bool) -> None:
                     f"  kernel: read_ahead_kb {kernel['read_ahead_kb']}, max_background {kernel['max_background']}, "
                     f"congestion_threshold {kernel['congestion_threshold']}"
                 )
+                if report.get("metrics"):
+                    click.echo(f"  metrics: {report['metrics']}")
                 if os.path.exists(report["log"]):
                     click.echo(f"  log: {report['log']}")
                 if report.get("pinned"):
@@ -228,7 +233,7 @@ def status(mountpoint: str | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-for command in (verify, warm, pin, unpin, evict, du, fsck, top, doctor, completion, mount_fd):
+for command in (verify, warm, pin, unpin, evict, du, fsck, top, doctor, log_level, completion, mount_fd):
     cli.add_command(command)
 
 

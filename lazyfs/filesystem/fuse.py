@@ -15,6 +15,7 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -22,9 +23,10 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from lazyfs import errors
+from lazyfs.filesystem.calls import Calls, done_about
 from lazyfs.filesystem.control import Control
 from lazyfs.filesystem.files import OpenFiles
-from lazyfs.filesystem.tree import Directory, File, Node, Snapshot, Tree
+from lazyfs.filesystem.tree import Directory, File, Node, Tree
 
 log = logging.getLogger(__name__)
 
@@ -62,23 +64,35 @@ def _guarded(
     handler: Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]]:
     """The one guard: a failure of ours becomes its errno, a defect becomes EIO with a traceback in the log, and the
-    mount lives on. No await after the handler's, so that a view it returns is still good when pyfuse3 replies."""
+    mount lives on. Every call is counted. No await after the handler's, so that a view it returns is still good when
+    pyfuse3 replies."""
+
+    operation = handler.__name__
 
     async def guarded(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        started, result = perf_counter(), "ok"
         try:
             return await handler(self, *args, **kwargs)
-        except FUSEError:
+        except FUSEError as error:
+            result = self.calls.failed(operation, error.errno)
             raise
         except errors.LazyfsError as error:
             number = _errno(error)
+            result = self.calls.failed(operation, number)
             if number not in _QUIET:
-                log.error("%s failed with %s: %s", handler.__name__, errno.errorcode[number], error)
+                done, about = done_about(error), self.calls.about(operation, args)
+                log.error("%s failed with %s: %s (%s%s)", operation, result, error, about, done and f"; {done}")
             self.failures += number not in _QUIET
             raise FUSEError(number) from None
         except Exception:
             self.failures += 1
-            log.exception("a defect in %s, answered with EIO", handler.__name__)
+            result = self.calls.failed(operation, errno.EIO)
+            log.exception("a defect in %s of %s, answered with EIO", operation, self.calls.about(operation, args))
             raise FUSEError(errno.EIO) from None
+        finally:
+            self.calls.seconds[operation].add(perf_counter() - started)
+            if self.calls.listener is not None:
+                self.calls.tell(operation, args, result, started)
 
     functools.update_wrapper(guarded, handler)
     return guarded
@@ -124,7 +138,8 @@ class Operations(pyfuse3.Operations):
         self._owner = (uid, gid)
         self._modes = (stat.S_IFREG | file_mode, stat.S_IFDIR | dir_mode)
         self._started_ns = started_ns
-        self._snapshots: dict[int, Snapshot] = {}
+        self.calls = Calls(tree)
+        self._snapshots = self.calls.snapshots
         self._next_snapshot = 0
         self.failures = 0
         self.reads = 0
@@ -305,9 +320,14 @@ class Operations(pyfuse3.Operations):
         return [os.fsencode(name) for name in self._named_xattrs(inode)]
 
 
-async def _read_only(*_: object, **__: object) -> None:
-    """Every call that would change something. A mount that is `ro` never gets here; one remounted `rw` does."""
-    raise FUSEError(errno.EROFS)
+def _read_only(name: str) -> Callable[..., Coroutine[Any, Any, None]]:
+    """A call that would change something. A mount that is `ro` never gets here; one remounted `rw` does."""
+
+    async def refused(_self: "Operations", /, *_: object, **__: object) -> None:
+        raise FUSEError(errno.EROFS)
+
+    refused.__name__ = name
+    return _guarded(refused)
 
 
 for _name in [
@@ -324,4 +344,4 @@ for _name in [
     "setxattr",
     "removexattr",
 ]:
-    setattr(Operations, _name, _read_only)
+    setattr(Operations, _name, _read_only(_name))

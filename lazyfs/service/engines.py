@@ -19,10 +19,11 @@ from lazyfs.config import Config
 from lazyfs.objects import Source
 from lazyfs.stores.base import Store
 from lazyfs.stores.s3 import S3Store
+from lazyfs.stores.traffic import Traffic
 
 
-def s3_store(config: Config, source: Source) -> Store:
-    """The store of the bucket, on what sends its GETs."""
+def s3_store(config: Config, source: Source, traffic: Traffic) -> Store:
+    """The store of the bucket, on what sends its GETs, with its requests counted in `traffic`."""
     options: dict[str, Any] = {
         "endpoint_url": config.endpoint_url,
         "region": config.region,
@@ -36,6 +37,7 @@ def s3_store(config: Config, source: Source) -> Store:
         "transfer_acceleration": config.transfer_acceleration,
         "dual_stack": config.dual_stack,
         "fips": config.fips,
+        "traffic": traffic,
     }
     if config.s3_engine == "awscrt":
         from lazyfs.stores.crt import CrtStore  # noqa: PLC0415 - 30 ms of a start that nearly nobody asks for

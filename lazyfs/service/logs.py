@@ -7,9 +7,14 @@ a line of its own in the log, an escape sequence an order to the terminal. Nor d
 import json
 import logging
 import re
+import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+LEVELS = ("debug", "info", "warning", "error")
 
 _PASSWORD = re.compile(r"(?<=://)[^/\s'\"]*@")
 
@@ -66,3 +71,26 @@ def set_up_logging(level: str, format_: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("botocore", "boto3", "urllib3", "s3transfer"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def log_level() -> str:
+    """The level of now, one of LEVELS."""
+    return logging.getLevelName(logging.getLogger().level).lower()
+
+
+def change_log_level(level: str, who: str) -> None:
+    """Log everything of `level`, one of LEVELS, and above from now on, and say so. Any thread; what libraries log of
+    their own stays as it is."""
+    before = log_level()
+    logging.getLogger().setLevel(level.upper())
+    # As severe as both levels, so that it is seen whichever way the change goes.
+    severity = max(logging.getLevelNamesMapping()[word.upper()] for word in (before, level))
+    logging.getLogger(__name__).log(severity, "the log level is now %s, it was %s (%s)", level, before, who)
+
+
+def level_signals(configured: str) -> dict[signal.Signals, Callable[[], None]]:
+    """What signals do to the log level: SIGUSR1 has everything logged, SIGUSR2 what was asked for at the start."""
+    return {
+        signal.SIGUSR1: partial(change_log_level, "debug", "SIGUSR1"),
+        signal.SIGUSR2: partial(change_log_level, configured, "SIGUSR2"),
+    }

@@ -31,12 +31,14 @@ from lazyfs.filesystem.session import Session
 from lazyfs.filesystem.tree import File, Tree
 from lazyfs.objects import GIB, Source
 from lazyfs.reading.streams import Budget
-from lazyfs.service import activity, machine, mounts
+from lazyfs.service import activity, levels, machine, mounts
 from lazyfs.service.commands import Commands
 from lazyfs.service.engines import s3_store
+from lazyfs.service.logs import log_level
 from lazyfs.service.watchdog import GRACE
 from lazyfs.service.witnesses import StoredDigests
 from lazyfs.stores.fetch import PatientStore
+from lazyfs.stores.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +81,11 @@ class RunningMount:
         self._kernel = machine.KernelParameters(0, 0, 0)
         ttl = min(config.metadata_ttl, LONGEST_TTL)
         budget = config.memory_budget or machine.default_memory_budget()
-        s3 = s3_store(config, source)
-        self._budget = budget
+        self.traffic = Traffic()
+        s3 = s3_store(config, source, self.traffic)
+        self.budget = budget
+        self.metrics_at = ""
+        """Where the numbers of this mount can be asked for; empty where they cannot."""
         self.activity = activity.Activity()
         logging.getLogger("lazyfs").addHandler(self.activity.words)
         watched = self.activity.watched(s3)
@@ -146,7 +151,7 @@ class RunningMount:
             total_size=self.listings.total_size,
             report=self.report,
             xattrs=self._xattrs,
-            control=Control(self.commands.table(), owner=os.geteuid()),
+            control=Control({**self.commands.table(), **levels.TABLE}, owner=os.geteuid()),
             opened=self._opened,
             negative_ttl=config.negative_metadata_ttl,
             uid=os.geteuid() if config.uid is None else config.uid,
@@ -251,12 +256,14 @@ class RunningMount:
                 "jobs": self.warmer.running()[:MOST_JOBS],
                 "verified": asdict(self.verifier.statistics()),
                 "store": asdict(self.store.statistics()),
-                "memory": {**asdict(self.memory.statistics()), "budget": self._budget},
+                "memory": {**asdict(self.memory.statistics()), "budget": self.budget},
                 "disk": {"used": self.disk.used(), "evicted_bytes": self.disk.evicted_bytes},
                 "kernel": asdict(self._kernel),
                 "hidden": {reason.value: count for reason, count in self.tree.hidden().items()},
                 "open_files": len(self.files),
                 "inodes": len(self.tree),
+                "log_level": log_level(),
+                "metrics": self.metrics_at,
             }
         ).encode()
 

@@ -18,6 +18,7 @@ from lazyfs.filesystem.session import Session
 from lazyfs.objects import Source
 from lazyfs.service.mount import RunningMount
 from lazyfs.service.notify import notify
+from lazyfs.service.observer import Observer
 from lazyfs.service.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ async def serve(
     async with trio.open_nursery() as nursery:
         try:
             mount = RunningMount(config, source, mountpoint, nursery, handed)
-            await _live(mount, mountpoint, nursery, watchdog, ready)
+            await _live(config, mount, mountpoint, nursery, watchdog, ready)
         except Exception as error:  # noqa: BLE001 - raised again outside, where no nursery wraps it in a group
             failure = error
         nursery.cancel_scope.cancel()
@@ -54,6 +55,7 @@ async def serve(
 
 
 async def _live(
+    config: Config,
     mount: RunningMount,
     mountpoint: str,
     nursery: trio.Nursery,
@@ -64,13 +66,18 @@ async def _live(
     stop, ended, reads = trio.Event(), trio.Event(), trio.CancelScope()
     nursery.start_soon(_stop_when_asked, watchdog, stop)
     notify(f"STATUS=asking S3 for {mount.source.url}")
+    observer: Observer | None = None
     try:
+        observer = Observer(config, mount)
         await _unless(stop, nursery, mount.check)
         session = mount.attach()
     except BaseException:
+        if observer is not None:
+            observer.close()
         mount.disk.close()
         raise
     try:
+        observer.start()
         watchdog.mounted(mount.status)
         nursery.start_soon(_run_session, session, reads, stop, ended)
         nursery.start_soon(_stop_when_unmounted, session, stop)
@@ -79,12 +86,14 @@ async def _live(
         await _unless(stop, nursery, mount.prove)
         # In a thread: it runs programs that may look at every mount, this one included.
         await trio.to_thread.run_sync(mount.tune)
+        observer.mounted(True)
         log.info("%s is mounted at %s", mount.source.url, mountpoint)
         watchdog.said = mount.status()
         notify("READY=1", f"STATUS={watchdog.said}")
         ready()
         threading.Thread(target=mount.memory.populate, name="populate", daemon=True).start()
         await stop.wait()
+        observer.mounted(False)
         notify("STOPPING=1", "STATUS=unmounting, and writing what is queued")
         if not ended.is_set():
             watchdog.end_in_time()
@@ -96,6 +105,8 @@ async def _live(
     finally:
         watchdog.end_in_time()
         session.close()
+        observer.close()
+    await observer.stop()
     await mount.end()
     log.info("%s is unmounted from %s", mount.source.url, mountpoint)
     # Worker threads may still wait on silent connections, for bytes that have no reader any more.

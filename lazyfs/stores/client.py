@@ -16,6 +16,7 @@ from botocore.config import Config
 
 from lazyfs.errors import SetupError, Transient
 from lazyfs.stores.signing import Signer
+from lazyfs.stores.traffic import Traffic
 from lazyfs.stores.wire import CONNECT_TIMEOUT, STALL_TIMEOUT
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Connection:
         path_style: bool,
         ca_bundle: str | None,
         connections: int,
+        traffic: Traffic,
         transfer_acceleration: bool = False,
         dual_stack: bool = False,
         fips: bool = False,
@@ -44,6 +46,7 @@ class Connection:
         except botocore.exceptions.ProfileNotFound as error:
             raise SetupError(f"{error}; see `aws configure list-profiles`") from error
         self._unsigned = no_sign_request
+        self._traffic = traffic
         self._arguments: dict[str, Any] = {
             "endpoint_url": endpoint_url,
             "region_name": region,
@@ -99,6 +102,7 @@ class Connection:
         region = arguments["region_name"] or session.region_name or "us-east-1"
         made: Any = session.client("s3", **{**arguments, "region_name": region})
         made.meta.events.register("before-call.s3.HeadBucket", _as_it_is)
+        self._traffic.watch(made)
         return made, Signer(made, None if self._unsigned else session.get_credentials())
 
     def close(self) -> None:

@@ -40,6 +40,7 @@ from lazyfs.stores.answers import RangeAnswer, check_range, coding, element, fai
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.s3 import S3Store, translated
 from lazyfs.stores.signing import Pattern
+from lazyfs.stores.traffic import GET, Trip
 from lazyfs.stores.wire import CONNECT_TIMEOUT, LONGEST_ERROR, PIECE_SIZE, STALL_TIMEOUT
 
 
@@ -94,11 +95,12 @@ class CrtStore:
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
     ) -> None:
         """See `base.Store.read`: one ranged GET with If-Match."""
+        trip = self._s3.traffic.trip(GET)
         async with self._gets:
             pattern = self._pattern
             if pattern is not None:
-                with contextlib.suppress(_Elsewhere):
-                    await self._read(pattern, version, start, into, arrived, claim)
+                with contextlib.suppress(_Elsewhere), trip:
+                    await self._read(pattern, version, start, into, arrived, claim, trip)
                     return
             # Not abandoned when cancelled: the thread writes into buffers that belong to somebody else.
             await trio.to_thread.run_sync(translated, self._read_first, version, start, into, arrived)
@@ -109,14 +111,9 @@ class CrtStore:
         self._pattern = self._s3.signer.learn(version.key)
 
     async def _read(
-        self,
-        pattern: Pattern,
-        version: ObjectVersion,
-        start: int,
-        into: Sequence[memoryview],
-        arrived: Arrived,
-        claim: Claim,
-    ) -> None:
+        self, pattern: Pattern, version: ObjectVersion, start: int,
+        into: Sequence[memoryview], arrived: Arrived, claim: Claim, trip: Trip,
+    ) -> None:  # fmt: skip
         stop = start + sum(len(view) for view in into)
         sign = partial(self._s3.signer.request, pattern, version, start, stop)
         request = _parsed(await trio.to_thread.run_sync(translated, sign, limiter=self._signings))
@@ -128,7 +125,9 @@ class CrtStore:
                 token.run_sync_soon(over.set)
 
         try:
-            exchange = _Exchange(connection, request, partial(_check, version, start, stop), into, arrived, wake)
+            trip.sent(waited=True)
+            check = partial(_check, version, start, stop)
+            exchange = _Exchange(connection, request, trip, check, into, arrived, wake)
             claim.sever = exchange.sever
             exchange.activate()
         except AwsCrtError as error:
@@ -190,6 +189,7 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
         "_over",
         "_received",
         "_told",
+        "_trip",
         "_views",
         "_wake",
         "failed",
@@ -200,13 +200,14 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
         self,
         connection: HttpClientConnection,
         request: HttpRequest,
+        trip: Trip,
         check: Callable[[RangeAnswer], None],
         into: Sequence[memoryview],
         arrived: Arrived,
         wake: Callable[[], None],
     ) -> None:
         """`check` raises if the head is not that of the answer; `wake` is called once, when all is over."""
-        self._check, self._arrived, self._wake = check, arrived, wake
+        self._trip, self._check, self._arrived, self._wake = trip, check, arrived, wake
         self._views = [view for view in reversed(into) if len(view)]
         self._offset = self._received = self._told = 0
         self._error: bytearray | None = None
@@ -246,6 +247,7 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
 
     def _on_response(self, status_code: int, name_value_pairs: list[tuple[str, str]]) -> None:
         self._last = time.monotonic()
+        self._trip.answered(status_code)
         headers = {name.lower(): value for name, value in name_value_pairs}
         text = headers.get("content-length", "")
         # Python refuses more than 4,300 digits, and an exception here would leave nobody to wake the reader.

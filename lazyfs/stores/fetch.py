@@ -19,6 +19,7 @@ from lazyfs.objects import KIB, Checksums, Listing, ObjectInfo, ObjectVersion, S
 from lazyfs.stores.base import Arrived, Claim, Store
 from lazyfs.stores.endpoint import Endpoint
 from lazyfs.stores.pace import Pace, Progress
+from lazyfs.tallies import SLOW, Tally
 
 T = TypeVar("T")
 
@@ -92,6 +93,8 @@ class PatientStore:
         self._clock = clock
         self._counts = dict.fromkeys(set(FetchStatistics.__dataclass_fields__) - {"connections"}, 0)
         self._pace = Pace()
+        self.gate_waits = Tally(SLOW)
+        """How long reads waited until they might ask the endpoint."""
         self._sent: dict[Progress, _Sent] = {}
         self._something = trio.Event()
 
@@ -164,7 +167,9 @@ class PatientStore:
         async def ask(trial: _Trial) -> None:
             nonlocal restarts
             base = trial.done
+            queued = self._clock()
             await self._gate.enter(claim)
+            self.gate_waits.add(self._clock() - queued)
             self._counts["get_requests"] += 1
             trial.sent = self._clock()
             progress = self._pace.begin(size - base, trial.sent)

@@ -10,6 +10,7 @@ from lazyfs.objects import ObjectVersion
 from lazyfs.stores.answers import RangeAnswer, check_range, element, failure
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.signing import Pattern, Signer
+from lazyfs.stores.traffic import Trip
 from lazyfs.stores.wire import Call, Wires
 
 
@@ -22,16 +23,19 @@ def read_quickly(
     into: Sequence[memoryview],
     arrived: Arrived,
     claim: Claim,
+    trip: Trip,
 ) -> bool:
     """One GET over a wire; False if its answer is for botocore to deal with, and nothing has arrived."""
     stop = start + sum(len(view) for view in into)
     request = signer.request(pattern, version, start, stop)
     wire = wires.take()
+    trip.sent(waited=True)
     call = Call(wire)
     claim.sever = call.sever
     used_up = False
     try:
         head = wire.ask(request)
+        trip.answered(head.status)
         if head.status not in (200, 206):
             if head.status < 400:
                 return False  # the bucket is elsewhere; botocore finds it

@@ -27,6 +27,7 @@ from lazyfs.stores.client import Connection
 from lazyfs.stores.lister import Lister
 from lazyfs.stores.quick import read_quickly
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
+from lazyfs.stores.traffic import GET, Traffic, Trip
 from lazyfs.stores.wire import PIECE_SIZE, Wires
 
 T = TypeVar("T")
@@ -52,11 +53,13 @@ class S3Store:
         transfer_acceleration: bool = False,
         dual_stack: bool = False,
         fips: bool = False,
+        traffic: Traffic | None = None,
     ) -> None:
         """Make the client. Sends nothing. `SetupError` for a profile or a CA bundle that does not exist.
 
-        `quick`: GETs go over `wire` where that can be; else all by botocore.
+        `quick`: GETs go over `wire` where that can be; else all by botocore. `traffic` counts what is sent.
         """
+        self.traffic = traffic or Traffic()
         self._common: dict[str, Any] = {"Bucket": bucket}
         if requester_pays:
             self._common["RequestPayer"] = "requester"
@@ -81,6 +84,7 @@ class S3Store:
             transfer_acceleration=transfer_acceleration,
             dual_stack=dual_stack,
             fips=fips,
+            traffic=self.traffic,
         )
         self._lister = Lister(lambda: self._client, self._common)
 
@@ -124,7 +128,8 @@ class S3Store:
     ) -> None:
         """See `base.Store.read`: one ranged GET with If-Match."""
         # Not abandoned when cancelled: the thread writes into buffers that belong to somebody else.
-        await trio.to_thread.run_sync(translated, self._read, version, start, into, arrived, claim, limiter=self._gets)
+        read, trip = self._read, self.traffic.trip(GET)
+        await trio.to_thread.run_sync(translated, read, version, start, into, arrived, claim, trip, limiter=self._gets)
 
     async def _ask(self, function: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(translated, function, *args, limiter=self._lists, abandon_on_cancel=True)
@@ -165,16 +170,27 @@ class S3Store:
     def _read_one_byte(self, which: dict[str, str]) -> None:
         try:
             self._client.get_object(**self._common, **which, Range="bytes=0-0")["Body"].close()
+            self.traffic.body_ended(whole=True)
         except botocore.exceptions.ClientError as error:
             if _status(error) != 416:  # an empty object, which we may read
                 raise
 
     def _read(
-        self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
+        self,
+        version: ObjectVersion,
+        start: int,
+        into: Sequence[memoryview],
+        arrived: Arrived,
+        claim: Claim,
+        trip: Trip,
     ) -> None:
         quick = self._quick
-        if quick is None or not read_quickly(self.signer, *quick, version, start, into, arrived, claim):
-            self.read_by_botocore(version, start, into, arrived)
+        if quick is not None:
+            with trip:
+                done = read_quickly(self.signer, *quick, version, start, into, arrived, claim, trip)
+            if done:
+                return
+        self.read_by_botocore(version, start, into, arrived)
 
     def read_by_botocore(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived
@@ -198,8 +214,10 @@ class S3Store:
             _receive(body, into, arrived)
         except BaseException:
             body.close()
+            self.traffic.body_ended(whole=False)
             raise
         body.release_conn()
+        self.traffic.body_ended(whole=True)
         self._learn(version.key, plain=length is not None and "transfer-encoding" not in said)
 
     def _learn(self, key: str, *, plain: bool) -> None:
