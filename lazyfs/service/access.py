@@ -5,6 +5,7 @@ it. When the disk does not follow, lines are dropped, and that is said; readers 
 renamed (logrotate) is opened anew. Must not know FUSE.
 """
 
+import contextlib
 import json
 import logging
 import queue
@@ -71,6 +72,9 @@ class AccessLog:
             if self._dropped and self._queue.empty():
                 dropped, self._dropped = self._dropped, 0
                 log.warning("%d lines of the access log were dropped: it could not be written in time", dropped)
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # of a disk that is full; said already
+                self._file.close()
 
 
 class _File(WatchedFileHandler):

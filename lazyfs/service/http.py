@@ -65,8 +65,8 @@ def sentence(status: int, words: str) -> Answer:
     return Answer(f"{words}\n".encode(), status=status)
 
 
-async def serve(listening: socket.socket, routes: Routes) -> None:
-    """Serve for ever. The socket is closed at the end."""
+async def serve(listening: socket.socket, routes: Routes, *, patience: float = PATIENCE) -> None:
+    """Serve for ever, each connection for `patience` seconds at most. The socket is closed at the end."""
     under_way: dict[trio.CancelScope, None] = {}
     listening.setblocking(False)
     with trio.socket.from_stdlib_socket(listening) as taking:
@@ -83,7 +83,7 @@ async def serve(listening: socket.socket, routes: Routes) -> None:
                     oldest = next(iter(under_way))
                     del under_way[oldest]
                     oldest.cancel()
-                scope = trio.CancelScope(deadline=trio.current_time() + PATIENCE)
+                scope = trio.CancelScope(deadline=trio.current_time() + patience)
                 under_way[scope] = None
                 nursery.start_soon(_connection, trio.SocketStream(taken), routes, scope, under_way)
                 await trio.sleep(PAUSE)

@@ -29,15 +29,21 @@ class Listening:
                 f"cannot listen at {place}: {error.strerror or error}; choose another --metrics-address"
             ) from None
         self._path = address.path
-        self._inode = os.lstat(address.path).st_ino if address.path else 0
+        self._mine = _identity(address.path)
         self.where = f"unix:{address.path}" if address.path else _url(address.host, self.socket.getsockname()[1])
 
     def close(self) -> None:
         """Take the name of a unix socket away, if it is still this one's; the socket is closed by who serves it."""
         if self._path:
             with contextlib.suppress(OSError):
-                if os.lstat(self._path).st_ino == self._inode:
+                if _identity(self._path) == self._mine:
                     os.unlink(self._path)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Of what has this name now. The number of an inode alone is soon another's."""
+    found = os.lstat(path) if path else None
+    return None if found is None else (found.st_ino, found.st_ctime_ns)
 
 
 def _url(host: str, port: int) -> str:

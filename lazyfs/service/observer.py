@@ -20,7 +20,6 @@ import trio
 
 from lazyfs.config import Config
 from lazyfs.service import http, metrics
-from lazyfs.service.access import AccessLog
 from lazyfs.service.facts import Facts, gather
 from lazyfs.service.listening import Listening
 from lazyfs.service.metrics import Health
@@ -40,14 +39,11 @@ LAST = 1.5
 
 
 class Observer:
-    """What watches one mount. Nothing is listened to or sent unless the configuration says so."""
+    """What watches one mount, as the configuration says."""
 
     def __init__(self, config: Config, mount: RunningMount) -> None:
-        """Bind the socket, open the access log. `SetupError` if that cannot be done, or what a push needs is not
-        installed."""
+        """Bind the socket. `SetupError` if that cannot be done, or what a push needs is not installed."""
         self._push = pusher(config.otlp_endpoint) if config.otlp_endpoint else None
-        self._access = AccessLog(config.access_log, config.log_format) if config.access_log else None
-        mount.operations.calls.listener = self._access
         self._listening = Listening(config.metrics_address) if config.metrics_address else None
         self._gather = partial(gather, mount)
         self._main = trio.lowlevel.current_trio_token()
@@ -63,8 +59,7 @@ class Observer:
 
     def start(self) -> None:
         """Begin to answer."""
-        if self._listening is not None or self._push is not None:
-            self._thread.start()
+        self._thread.start()
 
     def mounted(self, is_: bool, /) -> None:
         """The mount can be read from now on, or no longer."""
@@ -75,8 +70,6 @@ class Observer:
         self.close()
         if self._thread.is_alive():
             await trio.to_thread.run_sync(self._thread.join, LAST, abandon_on_cancel=True)
-        if self._access is not None:
-            await trio.to_thread.run_sync(self._access.close)
 
     def close(self) -> None:
         """Stop answering, at once."""
@@ -94,6 +87,7 @@ class Observer:
 
     async def _serve(self) -> None:
         self._here = trio.lowlevel.current_trio_token()
+        # All there is to see; a page for people has its place at "/".
         routes: http.Routes = {
             "/metrics": self._metrics,
             "/healthz": self._healthz,

@@ -18,8 +18,8 @@ from lazyfs.filesystem.session import Session
 from lazyfs.objects import Source
 from lazyfs.service.mount import RunningMount
 from lazyfs.service.notify import notify
-from lazyfs.service.observer import Observer
 from lazyfs.service.watchdog import Watchdog
+from lazyfs.service.watching import Watching
 
 log = logging.getLogger(__name__)
 
@@ -66,18 +66,18 @@ async def _live(
     stop, ended, reads = trio.Event(), trio.Event(), trio.CancelScope()
     nursery.start_soon(_stop_when_asked, watchdog, stop)
     notify(f"STATUS=asking S3 for {mount.source.url}")
-    observer: Observer | None = None
+    watching: Watching | None = None
     try:
-        observer = Observer(config, mount)
+        watching = Watching(config, mount)
         await _unless(stop, nursery, mount.check)
         session = mount.attach()
     except BaseException:
-        if observer is not None:
-            observer.close()
+        if watching is not None:
+            watching.close()
         mount.disk.close()
         raise
     try:
-        observer.start()
+        watching.start()
         watchdog.mounted(mount.status)
         nursery.start_soon(_run_session, session, reads, stop, ended)
         nursery.start_soon(_stop_when_unmounted, session, stop)
@@ -86,14 +86,14 @@ async def _live(
         await _unless(stop, nursery, mount.prove)
         # In a thread: it runs programs that may look at every mount, this one included.
         await trio.to_thread.run_sync(mount.tune)
-        observer.mounted(True)
+        watching.mounted(True)
         log.info("%s is mounted at %s", mount.source.url, mountpoint)
         watchdog.said = mount.status()
         notify("READY=1", f"STATUS={watchdog.said}")
         ready()
         threading.Thread(target=mount.memory.populate, name="populate", daemon=True).start()
         await stop.wait()
-        observer.mounted(False)
+        watching.mounted(False)
         notify("STOPPING=1", "STATUS=unmounting, and writing what is queued")
         if not ended.is_set():
             watchdog.end_in_time()
@@ -105,8 +105,8 @@ async def _live(
     finally:
         watchdog.end_in_time()
         session.close()
-        observer.close()
-    await observer.stop()
+        watching.close()
+    await watching.stop()
     await mount.end()
     log.info("%s is unmounted from %s", mount.source.url, mountpoint)
     # Worker threads may still wait on silent connections, for bytes that have no reader any more.

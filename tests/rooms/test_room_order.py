@@ -13,7 +13,7 @@ ROOT = Path(lazyfs.__file__).parent
 MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 ORDER = ("nouns", "stores", "cache", "reading", "filesystem", "service", "cli")
-NOUNS = {"__init__", "errors", "objects", "dense", "config"}
+NOUNS = {"__init__", "errors", "objects", "dense", "config", "tallies"}
 
 ONLY_IN = {
     "boto3": ("stores/client.py",),
@@ -21,6 +21,9 @@ ONLY_IN = {
     "urllib3": ("stores/s3.py",),
     "lmdb": ("cache/index.py",),
     "pyfuse3": ("filesystem/fuse.py", "filesystem/session.py"),
+    "prometheus_client": ("service/metrics.py", "service/otlp.py"),
+    "opentelemetry": ("service/otlp.py",),
+    "h11": ("service/http.py",),
     "click": ("cli/",),
     "rich": ("cli/page.py", "cli/top.py"),
 }
