@@ -46,5 +46,5 @@ def test_commands_exist() -> None:
 
 def test_programs_and_folders_exist() -> None:
     """Every path of this checkout that the README names."""
-    for path in set(re.findall(r"`?((?:scripts|systemd|tests|lazyfs)/[A-Za-z0-9@._/-]+)", README)):
+    for path in set(re.findall(r"`?((?:scripts|systemd|tests|lazyfs/deploy)/[A-Za-z0-9@._/-]+)", README)):
         assert (ROOT / path.rstrip(".")).exists(), path
