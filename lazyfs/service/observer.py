@@ -144,7 +144,7 @@ class Observer:
         question = self._question
         if question is None or (question.done.is_set() and trio.current_time() - question.answered > FRESH):
             question = self._question = Question(self._main, self._gather)
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_at(question.asked + PATIENCE):  # who comes later does not wait as long again
             await question.done.wait()
         turning = question.done.is_set()
         if question.facts is not None:

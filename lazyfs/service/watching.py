@@ -25,9 +25,9 @@ class Watching:
         mount.operations.calls.listener = self._access
         self._observer: Observer | None = None
         if config.metrics_address or config.otlp_endpoint:
-            from lazyfs.service.observer import Observer  # noqa: PLC0415 - see above
+            from lazyfs.service import observer  # noqa: PLC0415 - see above
 
-            self._observer = Observer(config, mount)
+            self._observer = observer.Observer(config, mount)
 
     def start(self) -> None:
         """Begin to answer; the mount cannot be read yet."""

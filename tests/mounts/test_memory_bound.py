@@ -129,7 +129,7 @@ def test_an_idle_mount_does_nothing(s3: FastS3Server, mounter: Mounter, reader: 
     sleep. What ticked ten times a second would show as forty."""
     data = pages(1, 8 * MIB)
     s3.put("models", "weights", data)
-    mount = mounter.mount(s3, "s3://models", "--metadata-ttl=0s")
+    mount = mounter.mount(s3, "s3://models", "--metadata-ttl=0s", "--metrics-address=127.0.0.1:0")
     fd = reader.call("open_file", str(mount.path / "weights"))
     reader.call("map_file", fd)
     assert reader.call("peek", fd, len(data), 0) == data

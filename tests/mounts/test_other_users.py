@@ -150,3 +150,5 @@ def test_who_may_see_what_is_read(open_mounter: Mounter, s3: FastS3Server, reade
     assert "weights" in str(os.getxattr(mount.path, "user.lazyfs.activity"))
     assert '"uptime"' in as_nobody(look, mount.path, "stats")
     assert as_nobody(look, mount.path, "activity") == "EPERM"
+    assert as_nobody(look, mount.path, "log-level:level=debug") == "EPERM"
+    assert mount.stats()["log_level"] == "info"

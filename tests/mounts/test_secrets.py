@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounts.mounting import COMMAND, ROOT, Mounter, environment, is_mounted, run
+from tests.mounts.pages import Pages
 from tests.mounts.reader import Reader
 from tests.servers.fast import FastS3Server
 from tests.servers.faults import Fault
@@ -57,6 +58,9 @@ def everything_told(mounter: Mounter, path: Path, pid: int, env: dict[str, str])
         for name in os.listxattr(place) or ["user.lazyfs.stats"] * (place == path):
             yield f"{name} of {place}", os.getxattr(place, name)
     yield "what top shows", os.getxattr(path, "user.lazyfs.activity")
+    shown = Pages(json.loads(os.getxattr(path, "user.lazyfs.stats"))["metrics"])
+    for page in ("/metrics", "/cache/metrics", "/cache/stats", "/healthz", "/"):
+        yield page, shown.get(page)[2]
     yield "the process table", Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/comm").read_bytes()
     yield "the mount table", Path("/proc/self/mountinfo").read_bytes()
     for place in mounter.work.rglob("*"):
@@ -76,7 +80,8 @@ def test_no_secret_is_told(
     env, path = KINDS[kind](mounter.work), mounter.place()
     log = mounter.work / "daemon.log"
     options = [*mounter.options(s3), f"--cache-dir={mounter.cache()}", f"--log-file={log}", "--log-level=debug"]
-    options += [f"--log-format={format_}", "--retry-budget=500ms"]
+    options += [f"--log-format={format_}", "--retry-budget=500ms", "--metrics-address=127.0.0.1:0"]
+    options += [f"--access-log={mounter.work / 'access'}"]
     done = run(["mount", *options, "s3://models", path], env)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     pid = json.loads(os.getxattr(path, "user.lazyfs.stats"))["pid"]

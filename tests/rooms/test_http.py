@@ -55,7 +55,8 @@ async def exchange(at: tuple[str, int], request: bytes) -> tuple[int, dict[bytes
     async with await trio.open_tcp_stream(*at) as stream:
         await stream.send_all(request)
         client = h11.Connection(h11.CLIENT)
-        client.send(h11.Request(method="HEAD" if request.startswith(b"HEAD") else "GET", target="/", headers=[("host", "h")]))
+        method = "HEAD" if request.startswith(b"HEAD") else "GET"
+        client.send(h11.Request(method=method, target="/", headers=[("host", "h")]))
         client.receive_data(await all_of(stream))
         client.receive_data(b"")
         head = client.next_event()

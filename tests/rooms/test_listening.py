@@ -65,9 +65,9 @@ def test_a_port_that_the_kernel_chooses_is_told() -> None:
 
 
 def test_a_port_that_is_taken() -> None:
-    with Listening(Address("127.0.0.1", 0)).socket as taken:
-        with pytest.raises(SetupError, match=r"cannot listen at http://127.0.0.1:\d+: Address already in use; choose"):
-            Listening(Address(*taken.getsockname()))
+    words = r"cannot listen at http://127.0.0.1:\d+: Address already in use; choose"
+    with Listening(Address("127.0.0.1", 0)).socket as taken, pytest.raises(SetupError, match=words):
+        Listening(Address(*taken.getsockname()))
 
 
 def test_a_unix_socket_is_its_owners(short: Path) -> None:
