@@ -1,5 +1,6 @@
 """Metrics pushed to an OpenTelemetry collector: a fake one that decodes what comes."""
 
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -89,7 +90,7 @@ def test_the_same_numbers_are_pushed(
     collector.status = 200
     wait_until(lambda: "takes the metrics again" in mount.logged(), "pushes that were taken")
     assert mount.logged().count("does not take the metrics") == 1
-    assert mount.unmount() == 0
+    assert mount.signal(signal.SIGTERM) == 0
     found = collector.last()
     assert collector.paths == {"/v1/metrics"}
     assert collector.headers[-1]["x-tenant"] == "models"
