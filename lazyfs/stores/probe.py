@@ -17,6 +17,7 @@ from botocore.utils import get_environ_proxies
 from lazyfs.errors import StoreError
 from lazyfs.stores.client import Connection
 from lazyfs.stores.s3 import translated
+from lazyfs.stores.traffic import Traffic
 
 PIECE = 256 * 1024
 LANES = 8
@@ -56,7 +57,7 @@ class Probe:
     def __init__(self, bucket: str, prefix: str, *, common: Mapping[str, str], **arguments: Any) -> None:
         self._prefix = prefix
         self._common = {"Bucket": bucket, **common}
-        self._connection = Connection(**arguments, connections=LANES)
+        self._connection = Connection(**arguments, connections=LANES, traffic=Traffic())
 
     @property
     def _client(self) -> Any:
