@@ -11,6 +11,7 @@ from math import inf
 from typing import Any
 
 from lazyfs.errors import UsageError
+from lazyfs.moments import parse_moment
 from lazyfs.objects import GIB, KIB, MIB
 
 _UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1024 * GIB}
@@ -127,6 +128,12 @@ class Config:
     fips: bool = _setting("false", parse_flag, "Use the endpoints of AWS that are validated by FIPS 140.")
     requester_pays: bool = _setting("false", parse_flag, "Agree to pay for requests to a requester-pays bucket.")
     expected_bucket_owner: str | None = _setting(None, parse_text, "Fail unless this account owns the bucket.")
+    sse_customer_key_file: str | None = _setting(
+        None, parse_text, "File with the key of objects encrypted by SSE-C: 32 bytes, or these in base64; https only."
+    )
+    version_at: str | None = _setting(
+        None, parse_moment, "Show the tree as it was at this time (ISO 8601), of a bucket that keeps versions."
+    )
     ca_bundle: str | None = _setting(None, parse_text, "File with the certificates to trust for https endpoints.")
 
     cache_dir: str | None = _setting(

@@ -29,6 +29,7 @@ from lazyfs.cli.verify import verify
 from lazyfs.cli.warm import warm
 from lazyfs.config import Config, parse_source
 from lazyfs.errors import LazyfsError, SetupError, UsageError
+from lazyfs.moments import split_moment
 from lazyfs.objects import Source
 from lazyfs.service import handed, mounts
 from lazyfs.service.credentials import use_credentials_of_service
@@ -80,13 +81,17 @@ def mount(
     ready_fd: int | None,
     **_: Any,
 ) -> None:
-    """Mount SOURCE (s3://bucket or s3://bucket/prefix/) at MOUNTPOINT, an empty directory, or /dev/fd/N of `mount-fd`.
+    """Mount SOURCE (s3://bucket or s3://bucket/prefix/, as it was at a time with ?versionAt=TIME) at MOUNTPOINT, an
+    empty directory, or /dev/fd/N of `mount-fd`.
 
     Returns when the mount can be read, and goes on in the background. Credentials are found as boto3 finds them:
     environment, ~/.aws, container or instance role. Every option is also LAZYFS_<NAME> in the environment.
     """
     config, settings = resolve(ctx)
-    bucket, prefix = parse_source(source)
+    plain, moment = split_moment(source)
+    if moment and config.version_at not in (None, moment):
+        raise UsageError(f"the source is of {moment}, and --version-at of {config.version_at}; name one of them")
+    bucket, prefix = parse_source(plain)
     if print_config:
         click.echo(as_toml(settings))
         return
@@ -94,7 +99,8 @@ def mount(
         descriptor = handed.descriptor_of(mountpoint)
         place = mounts.prepare_mountpoint(mountpoint) if descriptor is None else handed.place_of(descriptor)
         if foreground:
-            _serve(ctx, config, Source(bucket, prefix, config.endpoint_url or ""), place, ready_fd, descriptor)
+            shown = Source(bucket, prefix, config.endpoint_url or "", moment or config.version_at or "")
+            _serve(ctx, config, shown, place, ready_fd, descriptor)
         else:
             _start(config, settings, source, place, descriptor)
     except LazyfsError as error:
@@ -103,7 +109,7 @@ def mount(
 
 
 def _start(config: Config, settings: list[Setting], source: str, mountpoint: str, descriptor: int | None) -> None:
-    paths = {"cache_dir", "log_file", "ca_bundle"}
+    paths = {"cache_dir", "log_file", "ca_bundle", "sse_customer_key_file"}
     settings = [
         Setting(s.name, os.path.abspath(s.words), "flag") if s.name in paths and s.words else s for s in settings
     ]

@@ -14,6 +14,7 @@ import functools
 import logging
 import os
 import stat
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -48,6 +49,9 @@ ERRNO: dict[type[errors.LazyfsError], int] = {
 it."""
 
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOTDIR, errno.EISDIR, errno.EPERM}
+MOST_TOLD = 1000
+"""Refusals that are told once and remembered."""
+
 FOREVER = 365 * 86400.0
 """Seconds: attributes of an inode never change, so the kernel may keep them."""
 
@@ -72,7 +76,10 @@ def _guarded(
         except errors.LazyfsError as error:
             number = _errno(error)
             if number not in _QUIET:
-                log.error("%s failed with %s: %s", handler.__name__, errno.errorcode[number], error)
+                # What is archived stays so for hours, and whoever loads it tries again and again.
+                again = isinstance(error, errors.ArchivedObject) and self.told_before(str(error))
+                level = logging.DEBUG if again else logging.ERROR
+                log.log(level, "%s failed with %s: %s", handler.__name__, errno.errorcode[number], error)
             self.failures += number not in _QUIET
             raise FUSEError(number) from None
         except Exception:
@@ -126,6 +133,7 @@ class Operations(pyfuse3.Operations):
         self._started_ns = started_ns
         self._snapshots: dict[int, Snapshot] = {}
         self._next_snapshot = 0
+        self._told: OrderedDict[str, None] = OrderedDict()
         self.failures = 0
         self.reads = 0
         self.read_bytes = 0
@@ -134,6 +142,15 @@ class Operations(pyfuse3.Operations):
     def init(self) -> None:
         """The first request of a mount: the kernel and libfuse agree on what both can do. Answered right after."""
         self.begun.set()
+
+    def told_before(self, text: str) -> bool:
+        """Whether this was asked about the text, one of the last thousand."""
+        before = text in self._told
+        self._told[text] = None
+        self._told.move_to_end(text)
+        if len(self._told) > MOST_TOLD:
+            self._told.popitem(last=False)
+        return before
 
     def _attributes(self, node: Node) -> EntryAttributes:
         """The attributes of a node: always the same for an inode, whoever asks. For what an entry is good for, see
@@ -235,6 +252,7 @@ class Operations(pyfuse3.Operations):
             await self._tree.refresh(node.parent)  # the kernel may believe the name for long; S3 has said otherwise
         if not node.current:
             raise errors.StaleHandle(f"{node.version.key!r} is another version by now")
+        await self._files.prove(node)
         self._opened(node)
         return FileInfo(fh=pyfuse3.FileHandleT(self._files.open(node)), keep_cache=True, direct_io=False)
 

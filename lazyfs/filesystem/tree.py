@@ -54,14 +54,18 @@ class File:
     def version(self) -> ObjectVersion:
         """The version it is for ever; made once, for most files are never read."""
         if self._version is None:
-            info = self._entries.infos[self._entries.file(self._at)]
-            self._version = ObjectVersion(self.parent.place, info.key, info.etag, info.size)
+            self._version = self._entries.version(self._at, self.parent.place)
         return self._version
 
     @property
     def size(self) -> int:
         """Bytes."""
         return self._entries.infos.sizes[self._entries.file(self._at)]
+
+    @property
+    def storage_class(self) -> str:
+        """As listed last: it may change under the same bytes."""
+        return self._entries.storage_class(self._at)
 
     @property
     def mtime_ns(self) -> int:

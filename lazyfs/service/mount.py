@@ -29,6 +29,7 @@ from lazyfs.filesystem.fuse import Operations
 from lazyfs.filesystem.options import mount_options
 from lazyfs.filesystem.session import Session
 from lazyfs.filesystem.tree import File, Tree
+from lazyfs.moments import seconds_of
 from lazyfs.objects import GIB, Source
 from lazyfs.reading.streams import Budget
 from lazyfs.service import activity, machine, mounts
@@ -79,11 +80,11 @@ class RunningMount:
         self._kernel = machine.KernelParameters(0, 0, 0)
         ttl = min(config.metadata_ttl, LONGEST_TTL)
         budget = config.memory_budget or machine.default_memory_budget()
-        s3 = s3_store(config, source)
+        self._s3 = s3_store(config, source)
         self._budget = budget
         self.activity = activity.Activity()
         logging.getLogger("lazyfs").addHandler(self.activity.words)
-        watched = self.activity.watched(s3)
+        watched = self.activity.watched(self._s3)
         self.store = PatientStore(watched, connections=config.max_connections, retry_budget=config.retry_budget)
         named = Path(config.cache_dir).absolute() if config.cache_dir else None
         directory = CacheDirectory(named or default_cache_dir(), create=named is None)
@@ -98,7 +99,7 @@ class RunningMount:
             ways=config.max_connections,
         )
         self.listings = Listings(
-            place=source.place,
+            place=source.listed_at,
             root=source.prefix,
             store=self.store,
             disk=self.disk,
@@ -160,6 +161,8 @@ class RunningMount:
         """Make sure that the bucket can be listed, by the listing that the root needs anyway; a warm start sends
         nothing. `SetupError` says in one sentence what is wrong."""
         url = self.source.url
+        if self.source.moment and seconds_of(self.source.moment) > time.time():
+            raise errors.SetupError(f"{self.source.moment} is still to come; mount {url} as of a time that has passed")
         where = f" at {self._config.endpoint_url}" if self._config.endpoint_url else ""
         try:
             # Less patience than a reader has: somebody waits for this command.
@@ -281,8 +284,10 @@ class RunningMount:
         }
         if verdict is not None and verdict.sha256:
             found["sha256"] = verdict.sha256
-        if version.version_id:
-            found["version_id"] = version.version_id
+        if version_id := self._s3.version_id(version):
+            found["version_id"] = version_id
+        if file.storage_class:
+            found["storage_class"] = file.storage_class
         return found
 
     def _opened(self, file: File) -> None:

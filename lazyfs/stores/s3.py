@@ -19,14 +19,17 @@ import botocore.exceptions
 import trio
 import urllib3.exceptions
 
-from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, StoreError, Transient
+from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, SetupError, StoreError, Transient
 from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretch
-from lazyfs.stores.answers import RangeAnswer, check_range, coding, failure, full_checksums, opaque
+from lazyfs.stores.answers import RangeAnswer, coding, failure, full_checksums, opaque
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.client import Connection
+from lazyfs.stores.customer_keys import arguments, open_way
+from lazyfs.stores.history import History, VersionPages
 from lazyfs.stores.lister import Lister
 from lazyfs.stores.quick import read_quickly
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
+from lazyfs.stores.versions import Pins
 from lazyfs.stores.wire import PIECE_SIZE, Wires
 
 T = TypeVar("T")
@@ -52,9 +55,13 @@ class S3Store:
         transfer_acceleration: bool = False,
         dual_stack: bool = False,
         fips: bool = False,
+        version_at: str = "",
+        customer_key: bytes | None = None,
     ) -> None:
-        """Make the client. Sends nothing. `SetupError` for a profile or a CA bundle that does not exist.
+        """Make the client. Sends nothing. `SetupError` for a profile or a CA bundle that does not exist, or a key of a
+        customer's that all could see on its way.
 
+        `version_at`: list what there was at that moment, see `moments`. `customer_key`: the 32 bytes of SSE-C.
         `quick`: GETs go over `wire` where that can be; else all by botocore.
         """
         self._common: dict[str, Any] = {"Bucket": bucket}
@@ -82,7 +89,18 @@ class S3Store:
             dual_stack=dual_stack,
             fips=fips,
         )
-        self._lister = Lister(lambda: self._client, self._common)
+        self._key = customer_key
+        try:
+            open_to = open_way(self._client.meta.endpoint_url) if customer_key else ""
+        except Transient:  # there are no credentials yet; each request looks again
+            open_to = ""
+        if open_to:
+            raise SetupError(open_to)
+        self.pins = Pins()
+        self._versions = VersionPages(lambda: self._client, self._common)
+        self._lister: Lister | History = Lister(lambda: self._client, self._common)
+        if version_at:
+            self._lister = History(self._versions, version_at)
 
     @property
     def _client(self) -> Any:
@@ -100,7 +118,8 @@ class S3Store:
         self._connection.close()
 
     async def list(self, prefix: str) -> Listing:
-        """See `base.Store.list`: ListObjectsV2 with delimiter `/`, all pages; keys come url-encoded and are decoded."""
+        """See `base.Store.list`: ListObjectsV2 with delimiter `/`, all pages; keys come url-encoded and are decoded. Of
+        another time ListObjectVersions, see `history`."""
         return await self._ask(self._lister.list, prefix)
 
     async def stretch(self, prefix: str, after: str) -> Stretch:
@@ -118,6 +137,10 @@ class S3Store:
     async def checksums(self, version: ObjectVersion) -> Checksums:
         """See `base.Store.checksums`: one HEAD that asks for them."""
         return await self._ask(self._checksums, version)
+
+    async def find_version(self, version: ObjectVersion) -> str:
+        """See `versions.Origin.find_version`: ListObjectVersions of the key."""
+        return await self._ask(self._versions.find, version)
 
     async def read(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
@@ -149,7 +172,7 @@ class S3Store:
         and no right to read are all a 400 or a 403. A GET of one byte is told why.
         """
         try:
-            answer = self._client.head_object(**self._common, **which, **asked)
+            answer = self._client.head_object(**self._for_objects(), **which, **asked)
         except botocore.exceptions.ClientError as error:
             status = _status(error)
             if status == 404:
@@ -164,7 +187,7 @@ class S3Store:
 
     def _read_one_byte(self, which: dict[str, str]) -> None:
         try:
-            self._client.get_object(**self._common, **which, Range="bytes=0-0")["Body"].close()
+            self._client.get_object(**self._for_objects(), **which, Range="bytes=0-0")["Body"].close()
         except botocore.exceptions.ClientError as error:
             if _status(error) != 416:  # an empty object, which we may read
                 raise
@@ -173,8 +196,18 @@ class S3Store:
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
     ) -> None:
         quick = self._quick
-        if quick is None or not read_quickly(self.signer, *quick, version, start, into, arrived, claim):
+        if quick is None or not read_quickly(
+            self.signer, *quick, version, start, into, arrived, claim, self.pins.check
+        ):
             self.read_by_botocore(version, start, into, arrived)
+
+    def _for_objects(self) -> dict[str, Any]:
+        """What every GET and HEAD of an object says: also the customer's key, which nobody may see on its way."""
+        if self._key is None:
+            return self._common
+        if open_to := open_way(self._client.meta.endpoint_url):
+            raise AccessDenied(open_to)
+        return {**self._common, **arguments(self._key)}
 
     def read_by_botocore(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived
@@ -183,7 +216,7 @@ class S3Store:
         check_etag(version)
         stop = start + sum(len(view) for view in into)
         answer = self._client.get_object(
-            **self._common,
+            **self._for_objects(),
             **_pinned(version),
             Key=version.key,
             IfMatch=version.etag,
@@ -192,9 +225,10 @@ class S3Store:
         body = answer["Body"]._raw_stream
         status = answer["ResponseMetadata"]["HTTPStatusCode"]
         said, length = answer["ResponseMetadata"]["HTTPHeaders"], answer.get("ContentLength")
-        head = RangeAnswer(status, answer.get("ETag", ""), answer.get("ContentRange", ""), length, coding(said))
+        etag, span, known = (answer.get(name, "") for name in ("ETag", "ContentRange", "VersionId"))
+        head = RangeAnswer(status, etag, span, length, coding(said), known)
         try:
-            check_range(head, version, start, stop)
+            self.pins.check(head, version, start, stop)
             _receive(body, into, arrived)
         except BaseException:
             body.close()
