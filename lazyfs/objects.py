@@ -50,7 +50,7 @@ class Source:
         return f"{self.endpoint.rstrip('/')}|{self.bucket}"
 
     @property
-    def listed_at(self) -> str:
+    def listing_place(self) -> str:
         """What identifies its listings: those of one time are not those of another. No bucket has an `@`."""
         return f"{self.place}@{self.moment}" if self.moment else self.place
 

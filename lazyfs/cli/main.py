@@ -24,12 +24,12 @@ from lazyfs.cli.paths import sized
 from lazyfs.cli.pin import pin, unpin
 from lazyfs.cli.reload import reloading
 from lazyfs.cli.settings import Setting, as_arguments, as_toml, resolve, setting_options
+from lazyfs.cli.source import source_of
 from lazyfs.cli.top import top
 from lazyfs.cli.verify import verify
 from lazyfs.cli.warm import warm
-from lazyfs.config import Config, parse_source
+from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, SetupError, UsageError
-from lazyfs.moments import split_moment
 from lazyfs.objects import Source
 from lazyfs.service import handed, mounts
 from lazyfs.service.credentials import use_credentials_of_service
@@ -88,10 +88,7 @@ def mount(
     environment, ~/.aws, container or instance role. Every option is also LAZYFS_<NAME> in the environment.
     """
     config, settings = resolve(ctx)
-    plain, moment = split_moment(source)
-    if moment and config.version_at not in (None, moment):
-        raise UsageError(f"the source is of {moment}, and --version-at of {config.version_at}; name one of them")
-    bucket, prefix = parse_source(plain)
+    shown = source_of(source, config)
     if print_config:
         click.echo(as_toml(settings))
         return
@@ -99,7 +96,6 @@ def mount(
         descriptor = handed.descriptor_of(mountpoint)
         place = mounts.prepare_mountpoint(mountpoint) if descriptor is None else handed.place_of(descriptor)
         if foreground:
-            shown = Source(bucket, prefix, config.endpoint_url or "", moment or config.version_at or "")
             _serve(ctx, config, shown, place, ready_fd, descriptor)
         else:
             _start(config, settings, source, place, descriptor)

@@ -30,7 +30,7 @@ from lazyfs.filesystem.options import mount_options
 from lazyfs.filesystem.session import Session
 from lazyfs.filesystem.tree import File, Tree
 from lazyfs.moments import seconds_of
-from lazyfs.objects import GIB, Source
+from lazyfs.objects import GIB, ObjectVersion, Source
 from lazyfs.reading.streams import Budget
 from lazyfs.service import activity, machine, mounts
 from lazyfs.service.commands import Commands
@@ -99,7 +99,7 @@ class RunningMount:
             ways=config.max_connections,
         )
         self.listings = Listings(
-            place=source.listed_at,
+            place=source.listing_place,
             root=source.prefix,
             store=self.store,
             disk=self.disk,
@@ -114,6 +114,7 @@ class RunningMount:
             age=self.listings.age,
             ttl=ttl,
         )
+        self._s3.displaced = self._displaced
         self.digests = StoredDigests(self.store, self.chunks)
         self.verifier = Verifier(
             chunks=self.chunks,
@@ -289,6 +290,12 @@ class RunningMount:
         if file.storage_class:
             found["storage_class"] = file.storage_class
         return found
+
+    def _displaced(self, version: ObjectVersion) -> None:
+        """Its key holds another by now: handles go on with it, and who opens the name gets what S3 has."""
+        for node in list(self.tree.nodes()):
+            if isinstance(node, File) and node.size == version.size and node.version == version:
+                self.tree.expire(node)
 
     def _opened(self, file: File) -> None:
         self.digests.note(file)

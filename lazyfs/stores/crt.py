@@ -40,7 +40,7 @@ from lazyfs.stores.answers import RangeAnswer, coding, element, failure
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.s3 import S3Store, translated
 from lazyfs.stores.signing import Pattern
-from lazyfs.stores.versions import Pins
+from lazyfs.stores.versions import VersionIds
 from lazyfs.stores.wire import CONNECT_TIMEOUT, LONGEST_ERROR, PIECE_SIZE, STALL_TIMEOUT
 
 
@@ -86,9 +86,9 @@ class CrtStore:
         return await self._s3.checksums(version)
 
     @property
-    def pins(self) -> Pins:
-        """See `versions.Origin.pins`."""
-        return self._s3.pins
+    def version_ids(self) -> VersionIds:
+        """See `versions.Origin.version_ids`."""
+        return self._s3.version_ids
 
     async def find_version(self, version: ObjectVersion) -> str:
         """See `versions.Origin.find_version`."""
@@ -138,7 +138,7 @@ class CrtStore:
                 token.run_sync_soon(over.set)
 
         try:
-            check = partial(self.pins.check, version=version, start=start, stop=stop)
+            check = partial(self.version_ids.check, version=version, start=start, stop=stop)
             exchange = _Exchange(connection, request, check, into, arrived, wake)
             claim.sever = exchange.sever
             exchange.activate()

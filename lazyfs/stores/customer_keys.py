@@ -43,7 +43,7 @@ def open_way(endpoint: str) -> str:
     return f"the key of --sse-customer-key-file is sent over https only, not to {parts.scheme}://{parts.hostname}"
 
 
-def arguments(key: bytes) -> dict[str, Any]:
+def sse_arguments(key: bytes) -> dict[str, Any]:
     """What a GET or HEAD says of it, as botocore wants it."""
     return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
 

@@ -115,11 +115,9 @@ class History:
         """See `base.Store.list`. `StoreError` if the bucket has no versions, so that nobody knows what it held."""
         listed_at = time.time()
         self._check()
-        found: list[Row] = []
-        at = AsOf(self._at)
-        page = next(self._pages.pages(Prefix=prefix))
-        found = at.feed(page)
-        if page.following is None:
+        first = next(self._pages.pages(Prefix=prefix))
+        found = AsOf(self._at).feed(first)
+        if first.following is None:
             return _listing(prefix, found, set(), listed_at)
         alive = {below for row in found if (below := _below(prefix, row[0]))}
         rows: list[Row] = []
@@ -128,7 +126,10 @@ class History:
         for page in self._pages.pages(Prefix=prefix, Delimiter="/"):
             rows += at.feed(page)
             prefixes.update(dict.fromkeys(page.prefixes))
-        for looks, below in enumerate([name for name in prefixes if name not in alive]):
+        # What lies before the end of the first page is known from it.
+        end = first.following[0]
+        unknown = [name for name in prefixes if name not in alive and (name > end or end.startswith(name))]
+        for looks, below in enumerate(unknown):
             if looks >= MOST_LOOKS or self._any(below):
                 alive.add(below)
         return _listing(prefix, rows, alive, listed_at)

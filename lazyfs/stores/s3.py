@@ -24,12 +24,12 @@ from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretc
 from lazyfs.stores.answers import RangeAnswer, coding, failure, full_checksums, opaque
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.client import Connection
-from lazyfs.stores.customer_keys import arguments, open_way
+from lazyfs.stores.customer_keys import open_way, sse_arguments
 from lazyfs.stores.history import History, VersionPages
 from lazyfs.stores.lister import Lister
 from lazyfs.stores.quick import read_quickly
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
-from lazyfs.stores.versions import Pins
+from lazyfs.stores.versions import VersionIds
 from lazyfs.stores.wire import PIECE_SIZE, Wires
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class S3Store:
             open_to = ""
         if open_to:
             raise SetupError(open_to)
-        self.pins = Pins()
+        self.version_ids = VersionIds()
         self._versions = VersionPages(lambda: self._client, self._common)
         self._lister: Lister | History = Lister(lambda: self._client, self._common)
         if version_at:
@@ -197,7 +197,7 @@ class S3Store:
     ) -> None:
         quick = self._quick
         if quick is None or not read_quickly(
-            self.signer, *quick, version, start, into, arrived, claim, self.pins.check
+            self.signer, *quick, version, start, into, arrived, claim, self.version_ids.check
         ):
             self.read_by_botocore(version, start, into, arrived)
 
@@ -207,7 +207,7 @@ class S3Store:
             return self._common
         if open_to := open_way(self._client.meta.endpoint_url):
             raise AccessDenied(open_to)
-        return {**self._common, **arguments(self._key)}
+        return {**self._common, **sse_arguments(self._key)}
 
     def read_by_botocore(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived
@@ -228,7 +228,7 @@ class S3Store:
         etag, span, known = (answer.get(name, "") for name in ("ETag", "ContentRange", "VersionId"))
         head = RangeAnswer(status, etag, span, length, coding(said), known)
         try:
-            self.pins.check(head, version, start, stop)
+            self.version_ids.check(head, version, start, stop)
             _receive(body, into, arrived)
         except BaseException:
             body.close()

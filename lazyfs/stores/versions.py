@@ -6,7 +6,7 @@ nothing is asked for that a bucket without versions would not be asked for, and 
 the id only once the key holds something else: until then If-Match says the same, and s3:GetObject is enough, where a
 GET with an id needs s3:GetObjectVersion. A mount of another time has ids from its listings, and always names them.
 
-Concurrency: `Pins` any thread; `VersionedStore` on the loop.
+Concurrency: `VersionIds` any thread; `VersionedStore` on the loop.
 """
 
 import dataclasses
@@ -27,26 +27,24 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MOST_PINNED = 10_000
+MOST_KNOWN = 10_000
 """Versions whose ids are remembered; one that was forgotten is searched for again if it is needed."""
 
 
 @dataclasses.dataclass(slots=True)
-class _Pin:
-    """The id of a version, empty for not known; whether its key is known to hold another, and whether it was searched
-    for already."""
+class _Known:
+    """The id of a version, empty for not known, or for none once its key is known to hold another (`displaced`)."""
 
     version_id: str = ""
     displaced: bool = False
-    searched: bool = False
 
 
-class Pins:
+class VersionIds:
     """What is known of where versions are."""
 
-    def __init__(self, most: int = MOST_PINNED) -> None:
+    def __init__(self, most: int = MOST_KNOWN) -> None:
         self._most = most
-        self._pins: OrderedDict[bytes, _Pin] = OrderedDict()
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._lock = threading.Lock()
 
     def check(self, answer: RangeAnswer, version: ObjectVersion, start: int, stop: int) -> None:
@@ -58,44 +56,45 @@ class Pins:
     def note(self, version: ObjectVersion, version_id: str) -> None:
         """The key held this version, by this id. The first one stays: the same bytes may be put there again."""
         with self._lock:
-            pin = self._pin(version)
-            pin.version_id = pin.version_id or version_id
+            known = self._of(version)
+            if not known.displaced:
+                known.version_id = known.version_id or version_id
 
     def of(self, version: ObjectVersion) -> str:
         """The id, empty if it is not known."""
         with self._lock:
-            pin = self._pins.get(version.object_id)
-            return version.version_id or (pin.version_id if pin else "")
+            known = self._known.get(version.object_id)
+            return version.version_id or (known.version_id if known else "")
 
     def to_ask(self, version: ObjectVersion) -> ObjectVersion:
         """The version as it is to be asked for: by its id, if its key holds another."""
         with self._lock:
-            pin = self._pins.get(version.object_id)
-            return named(version, pin.version_id) if pin and pin.displaced and pin.version_id else version
+            known = self._known.get(version.object_id)
+            return named(version, known.version_id) if known and known.displaced and known.version_id else version
 
-    def displaced(self, version: ObjectVersion, version_id: str) -> None:
-        """From now on it is asked for by this id; empty if it has none, which ends the search."""
+    def displace(self, version: ObjectVersion, version_id: str) -> None:
+        """Its key holds another: from now on it is asked for by this id; empty if it has none, or none of use."""
         with self._lock:
-            pin = self._pin(version)
-            pin.version_id, pin.displaced, pin.searched = version_id, True, True
+            known = self._of(version)
+            known.version_id, known.displaced = version_id, True
 
     def forget(self, version: ObjectVersion) -> None:
         """Nothing is known of it."""
         with self._lock:
-            self._pins.pop(version.object_id, None)
+            self._known.pop(version.object_id, None)
 
-    def searched(self, version: ObjectVersion) -> bool:
-        """Whether `displaced` was said."""
+    def displaced(self, version: ObjectVersion) -> bool:
+        """Whether `displace` was said."""
         with self._lock:
-            pin = self._pins.get(version.object_id)
-            return pin is not None and pin.searched
+            known = self._known.get(version.object_id)
+            return known is not None and known.displaced
 
-    def _pin(self, version: ObjectVersion) -> _Pin:
-        pin = self._pins.setdefault(version.object_id, _Pin())
-        self._pins.move_to_end(version.object_id)
-        while len(self._pins) > self._most:
-            self._pins.popitem(last=False)
-        return pin
+    def _of(self, version: ObjectVersion) -> _Known:
+        known = self._known.setdefault(version.object_id, _Known())
+        self._known.move_to_end(version.object_id)
+        while len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return known
 
 
 def named(version: ObjectVersion, version_id: str) -> ObjectVersion:
@@ -107,7 +106,7 @@ class Origin(Store, Protocol):
     """A store whose answers say where versions are."""
 
     @property
-    def pins(self) -> Pins:
+    def version_ids(self) -> VersionIds:
         """Filled by its answers."""
         ...
 
@@ -122,17 +121,18 @@ class Origin(Store, Protocol):
 
 
 class VersionedStore:
-    """`inner`, with versions. `hint` is what is added to a refusal: what the mount's options may have to do with it,
+    """`inner`, with versions. `displaced` is told of one that its key no longer holds, once. `hint` is what is added to a refusal: what the mount's options may have to do with it,
     for a listing or not."""
 
     def __init__(self, inner: Origin, *, hint: Callable[[bool], str] = lambda _: "") -> None:
         self._inner = inner
         self._hint = hint
+        self.displaced: Callable[[ObjectVersion], None] = lambda _: None
         self._search = trio.Lock()
 
     def version_id(self, version: ObjectVersion) -> str:
         """The id of a version, empty where it is not known."""
-        return self._inner.pins.of(version)
+        return self._inner.version_ids.of(version)
 
     async def list(self, prefix: str) -> Listing:
         """See `base.Store.list`."""
@@ -170,13 +170,13 @@ class VersionedStore:
 
     async def _by_version(self, version: ObjectVersion, ask: Callable[[ObjectVersion], Awaitable[T]]) -> T:
         """Ask; where the key does not hold the version, once more by its id. Such an answer comes before any byte."""
-        asked = self._inner.pins.to_ask(version)
+        asked = self._inner.version_ids.to_ask(version)
         try:
             return await ask(asked)
         except (NotFound, ObjectChanged) as error:
             failed = error
         if asked.version_id != version.version_id:  # it is gone for good, and the key may hold the same bytes again
-            self._inner.pins.forget(version)
+            self._inner.version_ids.forget(version)
             return await self._by_version(version, ask)
         other = await self._another(version, asked)
         if other is None:
@@ -187,20 +187,22 @@ class VersionedStore:
             if isinstance(error, ArchivedObject):
                 raise
             log.debug("%r cannot be had by its version %s: %s", version.key, other.version_id, error)
-            self._inner.pins.displaced(version, "")
+            self._inner.version_ids.displace(version, "")
             raise failed from error
 
     async def _another(self, version: ObjectVersion, asked: ObjectVersion) -> ObjectVersion | None:
         """The version by an id under which it was not asked for; None if it has none."""
-        pins = self._inner.pins
+        ids = self._inner.version_ids
         async with self._search:  # all reads of one fail at once, and the first finds it
-            known = pins.to_ask(version).version_id
-            if known == asked.version_id and not pins.searched(version):
-                known = pins.of(version)
-                if known == asked.version_id:
-                    known = await self._inner.find_version(version)
-                pins.displaced(version, known)
-        return named(version, known) if known and known != asked.version_id else None
+            if not ids.displaced(version):
+                found = ids.of(version)
+                if found == asked.version_id:
+                    found = await self._inner.find_version(version)
+                ids.displace(version, found)
+                if found:
+                    self.displaced(version)
+        other = ids.to_ask(version)
+        return other if other.version_id and other.version_id != asked.version_id else None
 
     async def _told(self, ask: Callable[[], Awaitable[T]], key: str) -> T:
         """Ask, and have a refusal say what to do; `key` is empty for a listing."""

@@ -97,6 +97,19 @@ def test_a_mapping_outlives_its_version(versioned: FastS3Server, mounter: Mounte
     assert any(request.query.get("versionId") for request in versioned.log)
 
 
+def test_what_a_read_finds_out_is_believed(versioned: FastS3Server, mounter: Mounter, reader: Reader) -> None:
+    """The listing is trusted for an hour, but a GET says that the key holds another: the next open gets that one."""
+    old, new = pages(1, SIZE), pages(2, SIZE)
+    versioned.put("models", "weights", old)
+    mount = mounter.mount(versioned, "s3://models", "--metadata-ttl=1h", expect=STALE)
+    path = str(mount.path / "weights")
+    fd = reader.call("open_file", path)
+    versioned.put("models", "weights", new)
+    assert reader.call("pread", fd, 4096, 5 * MIB) == old[5 * MIB : 5 * MIB + 4096]
+    again = reader.call("open_file", path)
+    assert reader.call("pread", again, SIZE, 0) == new
+
+
 def test_a_version_that_is_deleted_for_good(versioned: FastS3Server, mounter: Mounter, reader: Reader) -> None:
     """Nobody has its bytes: ESTALE. The same bytes put there again are another version, and are read."""
     old = pages(1, SIZE)

@@ -13,7 +13,7 @@ from lazyfs.errors import Transient
 from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
 from lazyfs.stores.answers import RangeAnswer
 from lazyfs.stores.version_pages import AsOf, Change, VersionPage, read_version_page
-from lazyfs.stores.versions import Pins
+from lazyfs.stores.versions import VersionIds
 
 HEAD = b'<?xml version="1.0"?><ListVersionsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
 
@@ -134,12 +134,12 @@ def test_a_version_id_is_no_part_of_the_identity() -> None:
 
 
 def test_pins_forget_the_oldest() -> None:
-    pins = Pins(most=2)
+    version_ids = VersionIds(most=2)
     versions = [ObjectVersion("p", str(number), '"e"', 4) for number in range(3)]
     for version_ in versions:
         answer = RangeAnswer(206, '"e"', "bytes 0-3/4", 4, version_id=f"v{version_.key}")
-        pins.check(answer, version_, 0, 4)
-    assert [pins.of(one) for one in versions] == ["", "v1", "v2"]
-    assert pins.to_ask(versions[1]).version_id == "", "its key may still hold it"
-    pins.displaced(versions[1], "v1")
-    assert pins.to_ask(versions[1]).version_id == "v1"
+        version_ids.check(answer, version_, 0, 4)
+    assert [version_ids.of(one) for one in versions] == ["", "v1", "v2"]
+    assert version_ids.to_ask(versions[1]).version_id == "", "its key may still hold it"
+    version_ids.displace(versions[1], "v1")
+    assert version_ids.to_ask(versions[1]).version_id == "v1"
