@@ -121,8 +121,8 @@ class Origin(Store, Protocol):
 
 
 class VersionedStore:
-    """`inner`, with versions. `displaced` is told of one that its key no longer holds, once. `hint` is what is added to a refusal: what the mount's options may have to do with it,
-    for a listing or not."""
+    """`inner`, with versions. `displaced` is told of one that its key no longer holds, once. `hint` is what is added to
+    a refusal: what the mount's options may have to do with it, for a listing or not."""
 
     def __init__(self, inner: Origin, *, hint: Callable[[bool], str] = lambda _: "") -> None:
         self._inner = inner
