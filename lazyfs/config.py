@@ -12,7 +12,7 @@ from typing import Any
 
 from lazyfs.errors import UsageError
 from lazyfs.moments import parse_moment
-from lazyfs.objects import GIB, KIB, MIB
+from lazyfs.objects import GIB, KIB, MIB, Source
 
 _UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1024 * GIB}
 _UNITS |= {"K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -106,35 +106,42 @@ def _setting(default: Any, parse: Callable[[str], Any], words: str) -> Any:
     """One field: its default as the user would write it, how it is read, and its help line."""
     return field(
         default=None if default is None else parse(default),
-        metadata={"parse": parse, "help": words, "default": default},
+        metadata={"parse": parse, "help": words, "default": default, "per_source": False},
     )
+
+
+def _of_source(default: Any, parse: Callable[[str], Any], words: str) -> Any:
+    """A field of which each source of a mount may have a value of its own; what the mount has is the default."""
+    made = _setting(default, parse, words)
+    made.metadata = {**made.metadata, "per_source": True}
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The settings of one mount. None means: found out when the mount starts, as the help line says."""
 
-    endpoint_url: str | None = _setting(None, parse_text, "S3 endpoint to use instead of AWS, http(s)://host[:port].")
-    region: str | None = _setting(None, parse_text, "Region of the bucket; default: as boto3 finds it.")
-    profile: str | None = _setting(None, parse_text, "Profile of the AWS configuration to take credentials from.")
-    no_sign_request: bool = _setting("false", parse_flag, "Send unsigned requests, for public buckets.")
-    force_path_style: bool = _setting(
+    endpoint_url: str | None = _of_source(None, parse_text, "S3 endpoint to use instead of AWS, http(s)://host[:port].")
+    region: str | None = _of_source(None, parse_text, "Region of the bucket; default: as boto3 finds it.")
+    profile: str | None = _of_source(None, parse_text, "Profile of the AWS configuration to take credentials from.")
+    no_sign_request: bool = _of_source("false", parse_flag, "Send unsigned requests, for public buckets.")
+    force_path_style: bool = _of_source(
         "false", parse_flag, "Put the bucket into the path instead of the host; always on with --endpoint-url."
     )
-    transfer_acceleration: bool = _setting(
+    transfer_acceleration: bool = _of_source(
         "false", parse_flag, "Use the Transfer Acceleration endpoint of AWS; the bucket must have it enabled."
     )
-    dual_stack: bool = _setting("false", parse_flag, "Use the endpoints of AWS that IPv6 reaches as well as IPv4.")
-    fips: bool = _setting("false", parse_flag, "Use the endpoints of AWS that are validated by FIPS 140.")
-    requester_pays: bool = _setting("false", parse_flag, "Agree to pay for requests to a requester-pays bucket.")
-    expected_bucket_owner: str | None = _setting(None, parse_text, "Fail unless this account owns the bucket.")
-    sse_customer_key_file: str | None = _setting(
+    dual_stack: bool = _of_source("false", parse_flag, "Use the endpoints of AWS that IPv6 reaches as well as IPv4.")
+    fips: bool = _of_source("false", parse_flag, "Use the endpoints of AWS that are validated by FIPS 140.")
+    requester_pays: bool = _of_source("false", parse_flag, "Agree to pay for requests to a requester-pays bucket.")
+    expected_bucket_owner: str | None = _of_source(None, parse_text, "Fail unless this account owns the bucket.")
+    sse_customer_key_file: str | None = _of_source(
         None, parse_text, "File with the key of objects encrypted by SSE-C: 32 bytes, or these in base64; https only."
     )
-    version_at: str | None = _setting(
+    version_at: str | None = _of_source(
         None, parse_moment, "Show the tree as it was at this time (ISO 8601), of a bucket that keeps versions."
     )
-    ca_bundle: str | None = _setting(None, parse_text, "File with the certificates to trust for https endpoints.")
+    ca_bundle: str | None = _of_source(None, parse_text, "File with the certificates to trust for https endpoints.")
 
     cache_dir: str | None = _setting(
         None, parse_text, "Directory of the chunk cache; default: /var/cache/lazyfs for root, else ~/.cache/lazyfs."
@@ -153,7 +160,7 @@ class Config:
         "Bound on the memory for chunks; default: 1/16 of the memory limit, between 64 MiB and 1 GiB.",
     )
 
-    metadata_ttl: float = _setting(
+    metadata_ttl: float = _of_source(
         "60s",
         parse_duration,
         "How long a listing is trusted before S3 is asked again; 'indefinite' for immutable prefixes.",
@@ -166,8 +173,8 @@ class Config:
         parse_size,
         "Most bytes of one ranged GET; each holds so much memory and one connection while it is under way.",
     )
-    max_connections: int = _setting("32", parse_count, "Most GET requests under way at once.")
-    s3_engine: str = _setting(
+    max_connections: int = _of_source("32", parse_count, "Most GET requests under way at once.")
+    s3_engine: str = _of_source(
         "auto",
         choice("auto", "boto3", "awscrt"),
         "What sends GETs: boto3, awscrt, or what was measured to be quickest, sockets of our own after boto3's first.",
@@ -177,7 +184,7 @@ class Config:
         choice("auto", "off"),
         "Compare each object, once all of it is here, with the digest that S3 or a .sha256 beside it has.",
     )
-    retry_budget: float = _setting(
+    retry_budget: float = _of_source(
         "5m",
         parse_duration,
         "How long a read asks S3 again before it fails; a failed read kills a mapped reader by SIGBUS.",
@@ -263,3 +270,43 @@ def parse_source(text: str) -> tuple[str, str]:
     if prefix and not prefix.endswith("/"):
         prefix += "/"
     return match[1], prefix
+
+
+MOST_SOURCES = 64
+"""Of one mount: each has a client of boto3's, which takes 50 ms and some MiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig:
+    """One source of a mount: the directory that it is, empty for the root itself, where it is, and the settings that
+    hold for it."""
+
+    name: str
+    source: Source
+    config: Config
+
+    @property
+    def title(self) -> str:
+        """How to speak of it: as the user wrote it."""
+        return f"{self.name}={self.source.url}" if self.name else self.source.url
+
+
+def check_source_name(name: str) -> None:
+    """`UsageError` unless it can be the name of a directory."""
+    why = ""
+    if not name:
+        why = "it is empty"
+    elif name in (".", ".."):
+        why = "it is the directory itself or the one above"
+    elif "/" in name:
+        why = "it has a slash"
+    elif "\0" in name:
+        why = "it has a NUL byte"
+    else:
+        try:
+            why = "it is longer than 255 bytes" if len(name.encode()) > 255 else ""
+        except UnicodeEncodeError:
+            why = "it is not UTF-8"
+    if why:
+        said = shortened(name)
+        raise UsageError(f"{said!r} cannot name a source, for {why}; it becomes a directory, so write one like llm")

@@ -62,7 +62,8 @@ class ObjectVersion:
     `etag` is opaque and as the store spells it, quotes included. `version_id` is where a bucket that has versions keeps
     it, empty for not known; it is no part of the identity: a listing of the present does not tell it, so what was
     cached before it was known would be lost by knowing it; and a mount of another time shares these bytes. That one
-    key, ETag and size stand for the same bytes is what If-Match rests on everywhere else.
+    key, ETag and size stand for the same bytes is what If-Match rests on everywhere else. `origin` names the source of
+    the mount by which it was found, whose credentials may read it; it is no part of the identity either.
     """
 
     place: str
@@ -70,6 +71,7 @@ class ObjectVersion:
     etag: str
     size: int
     version_id: str = field(default="", compare=False)
+    origin: str = field(default="", compare=False, repr=False)
 
     @functools.cached_property
     def object_id(self) -> bytes:

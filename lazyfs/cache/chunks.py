@@ -20,13 +20,14 @@ from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.flights import Flights, Waiting
 from lazyfs.cache.memory import Chunk, Memory
 from lazyfs.cache.records import Kept
+from lazyfs.cache.shares import Shares
 from lazyfs.cache.spans import spans_to_get
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.threads import DiskThreads, Workers
 from lazyfs.cache.writer import Writer
 from lazyfs.errors import Dropped
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
-from lazyfs.stores.base import Claim, Store
+from lazyfs.stores.base import Claim, Reads
 
 BRINGING = "bringing"
 """The lane of what is brought to be kept and not to be read."""
@@ -59,17 +60,19 @@ class ChunkStatistics:
 
 class ChunkCache:
     """The chunk cache of one mount. `nursery` runs its flights and its writer; `span_size` is the most bytes of a
-    GET, `ways` how many of them the store does at once; `workers` do what blocks, threads unless told otherwise."""
+    GET, `ways` how many of them the store does at once; `origins` are those of the versions that share it; `workers` do
+    what blocks, threads unless told otherwise."""
 
     def __init__(
         self,
         *,
-        store: Store,
+        store: Reads,
         disk: Disk,
         memory: Memory,
         nursery: trio.Nursery,
         span_size: int,
         ways: int = 32,
+        origins: Sequence[str] = ("",),
         workers: Workers | None = None,
     ) -> None:
         self._disk = disk
@@ -80,12 +83,14 @@ class ChunkCache:
         # Set, and replaced, when memory may have become free; `_short` readers wait for that.
         self._room = trio.Event()
         self._short = 0
-        self._copies = trio.Semaphore(COPIES)
+        # For each: of readers who wait for an origin that does not answer, none holds up those of another.
+        self._copies = {origin: trio.Semaphore(max(1, COPIES // len(origins))) for origin in origins}
         self.writer = Writer(disk=disk, memory=memory, nursery=nursery, workers=workers, made_room=self._made_room)
         self._flights = Flights(
             store=store,
             disk=disk,
             memory=memory,
+            shares=Shares(memory.slots, origins),
             writer=self.writer,
             workers=workers,
             nursery=nursery,
@@ -198,7 +203,7 @@ class ChunkCache:
                     await self._obtain(version, number)
             if all(self._memory.get((version.object_id, number)) is not None for number in numbers):
                 return await self._copy(version, start, stop)
-        async with self._copies:
+        async with self._copies[version.origin]:
             return await self._copy(version, start, stop)
 
     async def _copy(self, version: ObjectVersion, start: int, stop: int) -> memoryview:

@@ -18,12 +18,13 @@ import trio
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Chunk, Key, Memory
 from lazyfs.cache.records import Kept
+from lazyfs.cache.shares import Shares
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.threads import Workers
 from lazyfs.cache.writer import Writer
 from lazyfs.errors import LazyfsError
 from lazyfs.objects import CHUNK_SIZE, ObjectVersion
-from lazyfs.stores.base import Claim, Store
+from lazyfs.stores.base import Claim, Reads
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +70,10 @@ class Flights:
     def __init__(
         self,
         *,
-        store: Store,
+        store: Reads,
         disk: Disk,
         memory: Memory,
+        shares: Shares,
         writer: Writer,
         workers: Workers,
         nursery: trio.Nursery,
@@ -80,6 +82,7 @@ class Flights:
         self._store = store
         self._disk = disk
         self._memory = memory
+        self._shares = shares
         self._writer = writer
         self._workers = workers
         self._nursery = nursery
@@ -100,13 +103,14 @@ class Flights:
 
     def launch(self, version: ObjectVersion, span: range, claim: Claim) -> int:
         """Start one flight for chunks that have none; how many of them it brings, as memory allows."""
-        after = self._slot(version, span.start - 1)
-        slots = self._memory.lend(len(span), urgent=claim.urgent, after=after)
-        if slots is None and claim.urgent:
+        after, room = self._slot(version, span.start - 1), self._shares.room(version.origin)
+        slots = self._memory.lend(len(span), urgent=claim.urgent, after=after) if len(span) <= room else None
+        if slots is None and claim.urgent and room:
             slots = self._memory.lend(1, urgent=True) or self._lend_by_giving_up_writes()
             span = span[:1]
         if slots is None:
             return 0
+        self._shares.take(version.origin, len(slots))
         views = [self._memory.slot_view(slot, version.chunk_length(n)) for slot, n in zip(slots, span, strict=True)]
         flight = Flight(version, span, slots, views, claim)
         for number in span:
@@ -198,6 +202,7 @@ class Flights:
             key = (flight.version.object_id, number)
             del self._by_chunk[key]
             chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
+            self._shares.give(flight.version.origin)
             flight.landed += 1
             if fresh:
                 self.misses += 1
@@ -224,6 +229,7 @@ class Flights:
             number = flight.first + place
             self._by_chunk.pop((flight.version.object_id, number), None)
             self._memory.give_back(flight.slots[place])
+            self._shares.give(flight.version.origin)
             self._wake(flight, number, None)
         self._made_room()
 

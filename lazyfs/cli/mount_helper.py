@@ -11,6 +11,7 @@ import sys
 from lazyfs.cli.background import fail
 from lazyfs.cli.main import cli
 from lazyfs.cli.settings import flag_name
+from lazyfs.cli.sources import NAMELESS
 from lazyfs.config import Config, parse_flag
 from lazyfs.errors import UsageError
 
@@ -58,15 +59,16 @@ def translate(arguments: list[str]) -> list[str]:
     for word in words:
         name, equals, value = word.partition("=")
         name = flag_name(name)
-        if name == "config" and equals:
-            flags.append(f"--config={value}")
+        if name in ("config", "source", "source-option") and equals:
+            flags.append(f"--{name}={value}")
         elif settings.get(name):
             flags.append(f"--{name}" if parse_flag(value) else f"--no-{name}")
         elif name in settings:
             flags.append(f"--{name}={value}")
         elif word not in IGNORED and not word.startswith(("x-", "comment=", "uhelper=")):
             raise UsageError(f"mount.lazyfs does not know the option {word!r}; `lazyfs mount --help` lists them")
-    return [*flags, "--", *places]
+    # Something must stand before the directory, also where options or a file name the sources: lazyfs or none.
+    return [*flags, "--", *(places[1:] if places[0] in NAMELESS else places)]
 
 
 def split_options(text: str) -> list[str]:

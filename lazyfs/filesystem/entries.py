@@ -77,10 +77,10 @@ class Entries:
         """The number in `infos` of an entry that is a file."""
         return self._order[at]
 
-    def version(self, at: int, place: str) -> ObjectVersion:
-        """That of an entry that is a file."""
+    def version(self, at: int, place: str, origin: str = "") -> ObjectVersion:
+        """That of an entry that is a file, found by the source `origin`."""
         info = self.infos[self._order[at]]
-        return ObjectVersion(place, info.key, info.etag, info.size, info.version_id)
+        return ObjectVersion(place, info.key, info.etag, info.size, info.version_id, origin)
 
     def storage_class(self, at: int) -> str:
         """That of an entry that is a file; empty where the store does not tell."""

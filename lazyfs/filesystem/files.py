@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.errors import ArchivedObject, Corrupt, StoreError
-from lazyfs.filesystem.tree import File
+from lazyfs.filesystem.nodes import File
 from lazyfs.objects import ARCHIVES
 from lazyfs.reading.plans import Plan
 from lazyfs.reading.shards import HEAD, next_shard

@@ -25,7 +25,8 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from lazyfs import errors
 from lazyfs.filesystem.control import Control
 from lazyfs.filesystem.files import OpenFiles
-from lazyfs.filesystem.tree import Directory, File, Node, Snapshot, Tree
+from lazyfs.filesystem.nodes import Directory, File, Node, Snapshot
+from lazyfs.filesystem.tree import Tree
 
 log = logging.getLogger(__name__)
 
@@ -283,12 +284,7 @@ class Operations(pyfuse3.Operations):
         """The filesystem is as large as its objects, of a great many as the first ones, and full."""
         found = StatvfsData()
         found.f_bsize = found.f_frsize = 4096
-        try:
-            total = await self._total_size()
-        except errors.StoreError as error:
-            log.warning("statfs knows only what was listed: %s", error)
-            total = self._tree.listed_bytes()
-        found.f_blocks = -(-total // 4096)
+        found.f_blocks = -(-await self._total_size() // 4096)
         found.f_bfree = found.f_bavail = 0
         found.f_files = len(self._tree)
         found.f_ffree = found.f_favail = 0

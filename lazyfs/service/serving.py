@@ -8,14 +8,13 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
 from lazyfs import errors
-from lazyfs.config import Config
+from lazyfs.config import Config, SourceConfig
 from lazyfs.filesystem.session import Session
-from lazyfs.objects import Source
 from lazyfs.service.mount import RunningMount
 from lazyfs.service.notify import notify
 from lazyfs.service.watchdog import Watchdog
@@ -28,7 +27,7 @@ LAST_READS = 2.0
 
 async def serve(
     config: Config,
-    source: Source,
+    sources: Sequence[SourceConfig],
     mountpoint: str,
     ready: Callable[[], None],
     *,
@@ -44,7 +43,7 @@ async def serve(
     watchdog = Watchdog(mountpoint, signals)
     async with trio.open_nursery() as nursery:
         try:
-            mount = RunningMount(config, source, mountpoint, nursery, handed)
+            mount = RunningMount(config, sources, mountpoint, nursery, handed)
             await _live(mount, mountpoint, nursery, watchdog, ready)
         except Exception as error:  # noqa: BLE001 - raised again outside, where no nursery wraps it in a group
             failure = error
@@ -63,7 +62,7 @@ async def _live(
     """From the first request to the end of the process."""
     stop, ended, reads = trio.Event(), trio.Event(), trio.CancelScope()
     nursery.start_soon(_stop_when_asked, watchdog, stop)
-    notify(f"STATUS=asking S3 for {mount.source.url}")
+    notify(f"STATUS=asking S3 for {mount.origins.title}")
     try:
         await _unless(stop, nursery, mount.check)
         session = mount.attach()
@@ -79,7 +78,7 @@ async def _live(
         await _unless(stop, nursery, mount.prove)
         # In a thread: it runs programs that may look at every mount, this one included.
         await trio.to_thread.run_sync(mount.tune)
-        log.info("%s is mounted at %s", mount.source.url, mountpoint)
+        log.info("%s is mounted at %s", mount.origins.title, mountpoint)
         watchdog.said = mount.status()
         notify("READY=1", f"STATUS={watchdog.said}")
         ready()
@@ -97,7 +96,7 @@ async def _live(
         watchdog.end_in_time()
         session.close()
     await mount.end()
-    log.info("%s is unmounted from %s", mount.source.url, mountpoint)
+    log.info("%s is unmounted from %s", mount.origins.title, mountpoint)
     # Worker threads may still wait on silent connections, for bytes that have no reader any more.
     logging.shutdown()
     os._exit(0)

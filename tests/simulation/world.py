@@ -21,7 +21,8 @@ from lazyfs.cache.verdicts import NONE, Expected
 from lazyfs.cache.verifier import Verifier
 from lazyfs.errors import AccessDenied, Corrupt, LazyfsError, NotFound, ObjectChanged, Unreachable
 from lazyfs.filesystem.files import OpenFile, OpenFiles
-from lazyfs.filesystem.tree import File, Tree
+from lazyfs.filesystem.nodes import Branch, File
+from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import CHUNK_SIZE, MIB, Listing, ObjectInfo, ObjectVersion
 from lazyfs.reading.windows import Budget
 from lazyfs.stores.fetch import PatientStore
@@ -73,7 +74,7 @@ class World:
         self.disk: SimulatedDisk = parts.disk(
             faults=script.disk, dice=random.Random(f"disk {script.seed}"), clock=trio.current_time, note=self.note
         )
-        self._tree = Tree(place=PLACE, prefix="", list_prefix=_never, age=lambda _: 0.0, ttl=math.inf)
+        self._tree = Tree(Branch(place=PLACE, prefix="", list_prefix=_never, age=lambda _: 0.0, ttl=math.inf))
         self._infos: dict[str, ObjectInfo] = {}
         self.names = [f"model-{number + 1:05}-of-{len(script.sizes):05}.gguf" for number in range(len(script.sizes))]
         for name, size in zip(self.names, script.sizes, strict=True):
