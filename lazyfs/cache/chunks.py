@@ -157,7 +157,8 @@ class ChunkCache:
                 segment = number // SEGMENT_CHUNKS
                 bits = self._disk.present(version.object_id, segment)
             (on_disk if bits >> number % SEGMENT_CHUNKS & 1 else absent).append(number)
-        gets = spans_to_get(absent, demand, idle=self._ways - self._flights.flying, most=self._span_chunks)
+        idle = self._ways - self._flights.flying[version.origin]
+        gets = spans_to_get(absent, demand, idle=idle, most=self._span_chunks)
         spans = [*runs(on_disk, self._span_chunks), *gets]
         yield from sorted(spans, key=lambda span: span.start)
 
@@ -233,8 +234,9 @@ class ChunkCache:
             flight = self._flights.get(key)
             if flight is None:
                 start = number * CHUNK_SIZE
-                # With nothing on its way nobody would make room: then what was brought ahead and not read goes.
-                pushing = urgent or not self._flights
+                # With nothing of its origin on its way nobody may make room: then what was brought ahead and not
+                # read goes.
+                pushing = urgent or not self._flights.flying[version.origin]
                 self._start(version, start, start + 1, start + 1 if pushing else 0)
                 flight = self._flights.get(key)
             if flight is None:

@@ -11,6 +11,7 @@ lent until each lands or the flight ends; a waiter's chunk is pinned from landin
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import trio
@@ -90,8 +91,8 @@ class Flights:
         self._by_chunk: dict[Key, Flight] = {}
         self._discarding: set[Key] = set()
         self._token = trio.lowlevel.current_trio_token()
-        self.flying = 0
-        """Flights that have not ended."""
+        self.flying: Counter[str] = Counter()
+        """Flights that have not ended, by the origin that they ask."""
         self.disk_hits = self.misses = self.corrupt = self.disk_bytes = 0
 
     def __len__(self) -> int:
@@ -115,7 +116,7 @@ class Flights:
         flight = Flight(version, span, slots, views, claim)
         for number in span:
             self._by_chunk[version.object_id, number] = flight
-        self.flying += 1
+        self.flying[version.origin] += 1
         self._nursery.start_soon(self._fly, flight)
         return len(span)
 
@@ -147,7 +148,7 @@ class Flights:
             log.exception("a defect while bringing %r", flight.version.key)
             flight.error = LazyfsError(f"a defect: {type(error).__name__}: {error}")
         finally:
-            self.flying -= 1
+            self.flying[flight.version.origin] -= 1
             self._end(flight)
 
     async def _from_disk(self, flight: Flight, kept: Sequence[Kept | None]) -> None:

@@ -252,7 +252,7 @@ def status(mountpoint: str | None, as_json: bool) -> None:
                     )
                 if report["verified"]["under_way"]:
                     click.echo(f"  verifying: {report['verified']['under_way']} objects")
-                for line in _sources_in_words(report["sources"]):
+                for line in _sources_in_words(report.get("sources", [])):
                     click.echo(told(line))
         if not found:
             click.echo("no lazyfs mount")

@@ -168,24 +168,20 @@ def _of_table(table: dict[str, Any], path: str) -> SourceWords:
 
 
 def _add(found: list[SourceWords], option: str) -> None:
-    """`NAME:OPTION=VALUE`, or `NAME:OPTION` for a flag, to the source that it names."""
-    for number, one in enumerate(found):
-        if one.name and option.startswith(one.name + ":"):
-            key, equals, value = option[len(one.name) + 1 :].partition("=")
-            key = key.replace("-", "_")
-            if key in _OWN:
-                if not equals and _PARSERS[key] is not parse_flag:
-                    raise UsageError(f"--source-option {shortened(option)!r} has no value; write NAME:OPTION=VALUE")
-                found[number] = dataclasses.replace(one, own={**one.own, key: (value, "flag")})
-                return
-            if "/" not in key and not any(
-                other.name.startswith(one.name + ":") and option.startswith(other.name + ":") for other in found
-            ):
-                _check_own(one.name, key)
-    raise UsageError(
-        f"--source-option {shortened(option)!r} is for no source of this mount; write NAME:OPTION=VALUE with the name "
-        "of a --source"
-    )
+    """`NAME:OPTION=VALUE`, or `NAME:OPTION` for a flag, to the source that it names; names may have colons, too."""
+    meant = [(len(one.name), at) for at, one in enumerate(found) if one.name and option.startswith(one.name + ":")]
+    if not meant:
+        raise UsageError(
+            f"--source-option {shortened(option)!r} is for no source of this mount; write NAME:OPTION=VALUE with the "
+            "name of a --source"
+        )
+    length, at = max(meant)
+    key, equals, value = option[length + 1 :].partition("=")
+    key = key.replace("-", "_")
+    _check_own(found[at].name, key)
+    if not equals and _PARSERS[key] is not parse_flag:
+        raise UsageError(f"--source-option {shortened(option)!r} has no value; write NAME:OPTION=VALUE")
+    found[at] = dataclasses.replace(found[at], own={**found[at].own, key: (value, "flag")})
 
 
 def _check_own(name: str, key: str) -> None:

@@ -413,7 +413,7 @@ class Life:
         await self.cache.writer.flush_touches()
 
     def _moving(self) -> bool:
-        return bool(self._flights.flying or self.cache.writer or self.patient._sent or self.verifier._jobs)
+        return bool(self._flights.flying.total() or self.cache.writer or self.patient._sent or self.verifier._jobs)
 
     def _slots_add_up(self) -> None:
         now = self.memory.statistics()
@@ -426,7 +426,7 @@ class Life:
         violated, gate, now = self._world.violated, self.patient._gate, self.memory.statistics()
         left = {
             "flights": len(self._flights),
-            "flying": self._flights.flying,
+            "flying": self._flights.flying.total(),
             "waiting for memory": self.cache._short,
             "queued writes": len(self.cache.writer),
             "lent slots": now.lent,
@@ -452,7 +452,8 @@ class Life:
     def _no_loan_is_left(self) -> None:
         """Also after a life that was cancelled."""
         gate = self.patient._gate
-        if self._flights or self._flights.flying or self.memory.statistics().lent or gate.in_use or self.patient._sent:
+        flying = self._flights or self._flights.flying.total()
+        if flying or self.memory.statistics().lent or gate.in_use or self.patient._sent:
             self._world.violated("something is on its way after the end")
         if self._world.store.active:
             self._world.violated("a request goes on after the end")
