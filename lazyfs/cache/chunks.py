@@ -83,7 +83,7 @@ class ChunkCache:
         # Set, and replaced, when memory may have become free; `_short` readers wait for that.
         self._room = trio.Event()
         self._short = 0
-        # For each: of readers who wait for an origin that does not answer, none holds up those of another.
+        # By origin, so that readers of one that does not answer hold up nobody else's.
         self._copies = {origin: trio.Semaphore(max(1, COPIES // len(origins))) for origin in origins}
         self.writer = Writer(disk=disk, memory=memory, nursery=nursery, workers=workers, made_room=self._made_room)
         self._flights = Flights(
@@ -140,15 +140,15 @@ class ChunkCache:
                     flight.claim.urge()
             elif self._memory.get(key) is None:
                 missing.append(number)
-        for span in self._spans(version, missing, demand):
+        for span, on_disk in self._spans(version, missing, demand):
             claim = Claim(urgent=span.start * CHUNK_SIZE < demand, lane=lane)
-            launched = self._flights.launch(version, span, claim)
+            launched = self._flights.launch(version, span, claim, on_disk=on_disk)
             if launched < len(span):
                 return (span.start + launched) * CHUNK_SIZE
         return stop
 
-    def _spans(self, version: ObjectVersion, missing: list[int], demand: int) -> Iterator[range]:
-        """Runs of chunks that are all on disk, or all not: none is fetched because its neighbour is missing."""
+    def _spans(self, version: ObjectVersion, missing: list[int], demand: int) -> Iterator[tuple[range, bool]]:
+        """Runs of chunks that are all on disk (True), or all not: none is fetched because its neighbour is missing."""
         bits, segment = 0, -1
         on_disk: list[int] = []
         absent: list[int] = []
@@ -159,8 +159,8 @@ class ChunkCache:
             (on_disk if bits >> number % SEGMENT_CHUNKS & 1 else absent).append(number)
         idle = self._ways - self._flights.flying[version.origin]
         gets = spans_to_get(absent, demand, idle=idle, most=self._span_chunks)
-        spans = [*runs(on_disk, self._span_chunks), *gets]
-        yield from sorted(spans, key=lambda span: span.start)
+        spans = [*((span, True) for span in runs(on_disk, self._span_chunks)), *((span, False) for span in gets)]
+        yield from sorted(spans, key=lambda span: span[0].start)
 
     def drop(self, version: ObjectVersion, start: int, stop: int) -> None:
         """Nobody will read bytes [start, stop) soon: what is queued of them need not be sent."""
@@ -234,8 +234,7 @@ class ChunkCache:
             flight = self._flights.get(key)
             if flight is None:
                 start = number * CHUNK_SIZE
-                # With nothing of its origin on its way nobody may make room: then what was brought ahead and not
-                # read goes.
+                # With nothing of its origin on its way nobody makes room: then what nobody has read yet goes.
                 pushing = urgent or not self._flights.flying[version.origin]
                 self._start(version, start, start + 1, start + 1 if pushing else 0)
                 flight = self._flights.get(key)

@@ -19,7 +19,7 @@ import trio
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Chunk, Key, Memory
 from lazyfs.cache.records import Kept
-from lazyfs.cache.shares import Shares
+from lazyfs.cache.shares import DISK, Shares
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.threads import Workers
 from lazyfs.cache.writer import Writer
@@ -48,12 +48,21 @@ class Flight:
     `sums` are the checksums of the chunks that are complete, in order: a worker thread appends, the loop reads.
     """
 
-    __slots__ = ("claim", "error", "first", "landed", "over", "slots", "stop", "sums", "version", "views", "waiting")
+    __slots__ = (
+        "claim", "error", "first", "landed", "lent_to", "over", "slots", "stop", "sums", "version", "views", "waiting"
+    )  # fmt: skip
 
     def __init__(
-        self, version: ObjectVersion, span: range, slots: list[int], views: list[memoryview], claim: Claim
+        self,
+        version: ObjectVersion,
+        span: range,
+        slots: list[int],
+        views: list[memoryview],
+        claim: Claim,
+        lent_to: str,
     ) -> None:
         self.version = version
+        self.lent_to = lent_to
         self.first, self.stop = span.start, span.stop
         self.slots = slots
         self.views = views
@@ -102,18 +111,20 @@ class Flights:
         """The flight that brings this chunk."""
         return self._by_chunk.get(key)
 
-    def launch(self, version: ObjectVersion, span: range, claim: Claim) -> int:
-        """Start one flight for chunks that have none; how many of them it brings, as memory allows."""
-        after, room = self._slot(version, span.start - 1), self._shares.room(version.origin)
+    def launch(self, version: ObjectVersion, span: range, claim: Claim, *, on_disk: bool) -> int:
+        """Start one flight for chunks that have none, and that are all `on_disk` or all not; how many of them it
+        brings, as memory allows."""
+        lent_to = DISK if on_disk else version.origin
+        after, room = self._slot(version, span.start - 1), self._shares.room(lent_to)
         slots = self._memory.lend(len(span), urgent=claim.urgent, after=after) if len(span) <= room else None
         if slots is None and claim.urgent and room:
             slots = self._memory.lend(1, urgent=True) or self._lend_by_giving_up_writes()
             span = span[:1]
         if slots is None:
             return 0
-        self._shares.take(version.origin, len(slots))
+        self._shares.take(lent_to, len(slots))
         views = [self._memory.slot_view(slot, version.chunk_length(n)) for slot, n in zip(slots, span, strict=True)]
-        flight = Flight(version, span, slots, views, claim)
+        flight = Flight(version, span, slots, views, claim, lent_to)
         for number in span:
             self._by_chunk[version.object_id, number] = flight
         self.flying[version.origin] += 1
@@ -203,7 +214,7 @@ class Flights:
             key = (flight.version.object_id, number)
             del self._by_chunk[key]
             chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
-            self._shares.give(flight.version.origin)
+            self._shares.give(flight.lent_to)
             flight.landed += 1
             if fresh:
                 self.misses += 1
@@ -230,7 +241,7 @@ class Flights:
             number = flight.first + place
             self._by_chunk.pop((flight.version.object_id, number), None)
             self._memory.give_back(flight.slots[place])
-            self._shares.give(flight.version.origin)
+            self._shares.give(flight.lent_to)
             self._wake(flight, number, None)
         self._made_room()
 

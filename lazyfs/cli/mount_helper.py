@@ -67,8 +67,10 @@ def translate(arguments: list[str]) -> list[str]:
             flags.append(f"--{name}={value}")
         elif word not in IGNORED and not word.startswith(("x-", "comment=", "uhelper=")):
             raise UsageError(f"mount.lazyfs does not know the option {word!r}; `lazyfs mount --help` lists them")
-    # Something must stand before the directory, also where options or a file name the sources: lazyfs or none.
-    return [*flags, "--", *(places[1:] if places[0] in NAMELESS else places)]
+    # Something must stand before the directory, also where options or a file name the sources: lazyfs or none, of which
+    # mount(8) makes a path where there is a file of that name.
+    word = places[0].rpartition("/")[2] if places[0].startswith("/") else places[0]
+    return [*flags, "--", *(places[1:] if word in NAMELESS else places)]
 
 
 def split_options(text: str) -> list[str]:

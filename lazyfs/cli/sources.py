@@ -73,8 +73,7 @@ def find_sources(
     else:
         raise UsageError("name a source: lazyfs mount s3://bucket/prefix/ /dir, or --source NAME=s3://bucket/prefix/")
     names = [one.name for one in found]
-    for name in names if names != [""] else []:
-        check_source_name(name)
+    for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two sources have the name {shortened(name)!r}; each is a directory, so give it its own")
     if len(found) > MOST_SOURCES:
@@ -140,8 +139,10 @@ def _named(text: str, where: str) -> SourceWords:
         name, equals, url = text.partition("=")
         if not equals:
             raise UsageError(f"{shortened(text)!r} names no source; write --source NAME=s3://bucket/prefix/")
-        return SourceWords(name, url, where)
-    return SourceWords(name, f"s3://{url}", where)
+    else:
+        url = f"s3://{url}"
+    check_source_name(name)
+    return SourceWords(name, url, where)
 
 
 def _in_file(source: Any, path: str) -> list[SourceWords]:
@@ -157,6 +158,7 @@ def _of_table(table: dict[str, Any], path: str) -> SourceWords:
         if not isinstance(table.get(needed), str):
             raise UsageError(f"a [[source]] in the configuration {path} has no {needed}; write {needed} = \"...\"")
     name, own = table["name"], {}
+    check_source_name(name)
     for key, value in table.items():
         if key in ("name", "url"):
             continue

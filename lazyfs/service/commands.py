@@ -214,7 +214,8 @@ class Commands:
         """Of all files at or below the node; with `only=files` of a directory's own."""
         held = await self._chunks.workers.look(catalogue.pins, self._disk.index)
         files = size = cached = pinned = 0
-        async for file in Walk(self._tree, [node]).files(deep=arguments.get("only") != "files"):
+        deep = arguments.get("only") != "files"
+        async for file in Walk(self._tree, [node] if deep or parts(node) == [node] else []).files(deep=deep):
             here = self._disk.cached_bytes(file.version) if file.size else 0
             files, size, cached = files + 1, size + file.size, cached + here
             pinned += here if held.cover(file.version.place, file.version.key) else 0
