@@ -39,7 +39,7 @@ TOGETHER = 3
 """Attempts to have both chunks of a read in memory at once."""
 
 COPIES = 4
-"""Reads at once that hold a copy while they wait for another chunk."""
+"""Reads at once that hold a copy while they wait for another chunk; of each of several origins its part."""
 
 SMALL_READ = 2 * BLOCK_SIZE
 """A read up to this size of a chunk that is on disk and wanted by no stream reads only its blocks, not the chunk."""
@@ -60,8 +60,7 @@ class ChunkStatistics:
 
 class ChunkCache:
     """The chunk cache of one mount. `nursery` runs its flights and its writer; `span_size` is the most bytes of a
-    GET, `ways` how many of them the store does at once; `origins` are those of the versions that share it; `workers` do
-    what blocks, threads unless told otherwise."""
+    GET, `ways` how many of them a store does at once; `origins` share it; `workers` do what blocks, by default threads."""
 
     def __init__(
         self,
@@ -83,7 +82,6 @@ class ChunkCache:
         # Set, and replaced, when memory may have become free; `_short` readers wait for that.
         self._room = trio.Event()
         self._short = 0
-        # By origin, so that readers of one that does not answer hold up nobody else's.
         self._copies = {origin: trio.Semaphore(max(1, COPIES // len(origins))) for origin in origins}
         self.writer = Writer(disk=disk, memory=memory, nursery=nursery, workers=workers, made_room=self._made_room)
         self._flights = Flights(
@@ -157,10 +155,9 @@ class ChunkCache:
                 segment = number // SEGMENT_CHUNKS
                 bits = self._disk.present(version.object_id, segment)
             (on_disk if bits >> number % SEGMENT_CHUNKS & 1 else absent).append(number)
-        idle = self._ways - self._flights.flying[version.origin]
-        gets = spans_to_get(absent, demand, idle=idle, most=self._span_chunks)
-        spans = [*((span, True) for span in runs(on_disk, self._span_chunks)), *((span, False) for span in gets)]
-        yield from sorted(spans, key=lambda span: span[0].start)
+        most, idle = self._span_chunks, self._ways - self._flights.flying[version.origin]
+        gets = ((span, False) for span in spans_to_get(absent, demand, idle=idle, most=most))
+        yield from sorted([*((span, True) for span in runs(on_disk, most)), *gets], key=lambda span: span[0].start)
 
     def drop(self, version: ObjectVersion, start: int, stop: int) -> None:
         """Nobody will read bytes [start, stop) soon: what is queued of them need not be sent."""
