@@ -60,7 +60,7 @@ class ChunkStatistics:
 
 class ChunkCache:
     """The chunk cache of one mount. `nursery` runs its flights and its writer; `span_size` is the most bytes of a
-    GET, `ways` how many of them a store does at once; `origins` share it; `workers` do what blocks, by default threads."""
+    GET, `ways` how many of them a store does at once; `origins` share it; `workers` do what blocks, or else threads."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class Pair:
         self.one.put("models", "other", b"not below the prefix")
         self.two.put("models", "big", TWO)
         self.two.put("models", "warm", WARM)
-        self.two.put("models", "a//b", b"hidden")
+        self.two.put("models", "/b", b"hidden")
         self.keys = work / "credentials"
         self.keys.write_text("".join(
             f"[{name.lower()}]\naws_access_key_id = AKIA{name}\naws_secret_access_key = canary-{name}\n"
