@@ -198,6 +198,19 @@ def test_two_names_for_one_bucket_share_its_bytes(pair: Pair, mounter: Mounter, 
     assert os.stat(below).st_ino != os.stat(all_of_it).st_ino
 
 
+def test_commands_on_all_of_them(pair: Pair, mounter: Mounter) -> None:
+    """Warm, pin and evict of the top mean every source."""
+    mount = pair.mount(mounter)
+    assert run(["warm", mount.path], pair.env).returncode == 0
+    assert run(["pin", mount.path], pair.env).returncode == 0
+    (listed,) = json.loads(run(["pin", "--list", "--json", mount.path], pair.env).stdout)
+    assert sorted(listed["pins"]) == ["llm: llm/", "two: (all of the bucket)"]
+    assert json.loads(run(["evict", "--json", mount.path], pair.env).stdout)["freed"] == 0
+    assert json.loads(run(["unpin", "--json", mount.path], pair.env).stdout)["unpinned"] == 2
+    assert json.loads(run(["evict", "--json", mount.path / "llm"], pair.env).stdout)["files"] == 2
+    assert json.loads(run(["evict", "--json", mount.path], pair.env).stdout)["files"] == 2
+
+
 def test_a_file_names_them(pair: Pair, mounter: Mounter) -> None:
     """A background mount by tables [[source]] alone, which the daemon gets as flags."""
     file, path = pair.toml(mounter), mounter.place()
