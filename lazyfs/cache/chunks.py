@@ -25,7 +25,6 @@ from lazyfs.cache.spans import spans_to_get
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.threads import DiskThreads, Workers
 from lazyfs.cache.writer import Writer
-from lazyfs.errors import Dropped
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
 from lazyfs.stores.base import Claim, Reads
 
@@ -259,8 +258,9 @@ class ChunkCache:
                 if self._short:
                     self._made_room()
                 return waiting.chunk
-            if flight.error is not None and not isinstance(flight.error, Dropped):
-                raise flight.error
+            error = flight.error_for(version)
+            if error is not None:
+                raise error
 
     async def _read_part(self, version: ObjectVersion, number: int, start: int, stop: int) -> bytes | None:
         """A small piece of a chunk that is on disk and not on its way; None if that is not the case."""

@@ -23,7 +23,7 @@ from lazyfs.cache.shares import DISK, Shares
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.threads import Workers
 from lazyfs.cache.writer import Writer
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import AccessDenied, Dropped, LazyfsError, NotFound, ObjectChanged
 from lazyfs.objects import CHUNK_SIZE, ObjectVersion
 from lazyfs.stores.base import Claim, Reads
 
@@ -72,6 +72,14 @@ class Flight:
         self.over = False
         self.waiting: dict[int, Waiting] = {}
         self.error: LazyfsError | None = None
+
+
+    def error_for(self, version: ObjectVersion) -> LazyfsError | None:
+        """What it came to for somebody who waits for this version; None if that is to be asked for again: it was given
+        up, or another origin was refused, whose key, credentials or time this one does not have."""
+        refused = isinstance(self.error, AccessDenied | NotFound | ObjectChanged)
+        another = refused and self.version.origin != version.origin
+        return None if another or isinstance(self.error, Dropped) else self.error
 
 
 class Flights:
