@@ -217,6 +217,7 @@ def _displaced(tree: Tree, version: ObjectVersion) -> None:
     """Every directory that names it is in doubt, of all sources that show the bucket as of the same time."""
     moment = tree.tops[version.origin].branch.moment
     for node in list(tree.nodes()):
-        if isinstance(node, File) and node.size == version.size and node.version == version:
-            if node.parent.branch.moment == moment:
-                tree.expire(node)
+        if not isinstance(node, File) or node.parent.branch.moment != moment or node.size != version.size:
+            continue
+        if node.version == version:
+            tree.expire(node)
