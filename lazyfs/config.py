@@ -4,170 +4,72 @@ The command line, the environment (`LAZYFS_<NAME>`), the TOML file and `mount -o
 a setting exists in all of them or in none.
 """
 
-import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any
 
 from lazyfs.errors import UsageError
-from lazyfs.objects import GIB, KIB, MIB
-
-_UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1024 * GIB}
-_UNITS |= {"K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-LARGEST_SIZE = (1 << 63) - 1
-"""Bytes: what the kernel counts in (off_t), and beyond every disk."""
+from lazyfs.moments import parse_moment
+from lazyfs.objects import MIB, Source
+from lazyfs.words import (
+    Address,
+    choice,
+    parse_address,
+    parse_count,
+    parse_duration,
+    parse_flag,
+    parse_mode,
+    parse_share,
+    parse_size,
+    parse_text,
+    shortened,
+)
 
 MOST_CONNECTIONS = 1024
 """Each is a descriptor, and urllib3 makes room for all of them when it starts: a thousand million would be its end."""
-
-_TIMES = {"": 1.0, "MS": 1e-3, "S": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
-
-
-def parse_size(text: str) -> int:
-    """`200GiB`, `64M` or `1048576` in bytes. A bare letter is a power of 1024, as for mount(8) and systemd."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise UsageError(f"{shortened(text)!r} is not a size; write it like 200GiB, 512MiB or 1048576")
-    size = float(match[1]) * _UNITS[match[2].upper()]
-    if size > LARGEST_SIZE:
-        raise UsageError(f"{shortened(text)!r} is more than there can be; write a size like 200GiB")
-    return int(size)
-
-
-def shortened(text: str) -> str:
-    """What the user wrote, as far as a sentence about it needs it."""
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def parse_share(text: str) -> int | float:
-    """A size, or a percentage of the filesystem as a float below 1: `5%` is 0.05."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*%", text.strip())
-    if match is None:
-        return parse_size(text)
-    if float(match[1]) >= 100:
-        said = shortened(text)
-        raise UsageError(f"{said!r} leaves no room for a cache; write a percentage below 100%, or a size like 10GiB")
-    return float(match[1]) / 100
-
-
-def parse_duration(text: str) -> float:
-    """`60s`, `5m`, `1h` or bare seconds, in seconds; `indefinite` is infinity."""
-    if text.strip().lower() == "indefinite":
-        return inf
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _TIMES:
-        raise UsageError(f"{shortened(text)!r} is not a time; write it like 60s, 5m, 1h or indefinite")
-    return float(match[1]) * _TIMES[match[2].upper()]
-
-
-def parse_mode(text: str) -> int:
-    """Permission bits in octal, `0444`."""
-    if re.fullmatch(r"[0-7]{3,4}", text.strip()) is None:
-        raise UsageError(f"{shortened(text)!r} is not a file mode; write it in octal like 0444")
-    return int(text, 8)
-
-
-def parse_count(text: str) -> int:
-    """A whole number from 0."""
-    if re.fullmatch(r"[0-9]{1,9}", text.strip()) is None:
-        raise UsageError(f"{shortened(text)!r} is not a whole number")
-    return int(text)
-
-
-def parse_flag(text: str) -> bool:
-    """`true`/`false`, `yes`/`no`, `on`/`off`, `1`/`0`; an empty word counts as set, as in `-o allow-other`."""
-    word = text.strip().lower()
-    if word in {"", "1", "true", "yes", "on"}:
-        return True
-    if word in {"0", "false", "no", "off"}:
-        return False
-    raise UsageError(f"{shortened(text)!r} is neither true nor false")
-
-
-def parse_text(text: str) -> str:
-    """Any words; white space around them is dropped."""
-    return text.strip()
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen: a port of an address, 0 for any that is free, or, where `path` is not empty, a unix socket."""
-
-    host: str
-    port: int
-    path: str = ""
-
-
-LONGEST_SOCKET_PATH = 107
-"""Bytes: sun_path in linux/un.h, less the NUL at its end."""
-
-
-def parse_address(text: str) -> Address:
-    """`127.0.0.1:9567`, `[::1]:9567`, `localhost:9567` or `unix:/path`. An address must be said, so that nobody listens
-    to the whole network by leaving it out."""
-    word = text.strip()
-    if word.startswith("unix:"):
-        path = word.removeprefix("unix:")
-        size = len(path.encode("utf-8", "surrogateescape"))
-        if not path.startswith("/") or "\0" in path or size > LONGEST_SOCKET_PATH:
-            raise UsageError(
-                f"{shortened(text)!r} is not the place of a unix socket; write unix: and an absolute path of at most "
-                f"{LONGEST_SOCKET_PATH} bytes"
-            )
-        return Address("", 0, path)
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)|localhost):([0-9]{1,5})", word)
-    try:
-        host = str(ipaddress.ip_address((match[1] or match[2]) if match and match[0][0] != "l" else "127.0.0.1"))
-    except ValueError:
-        match, host = None, ""
-    if match is None or int(match[3]) > 65535 or (match[1] is not None) != (":" in host):
-        raise UsageError(
-            f"{shortened(text)!r} is not an address; write 127.0.0.1:9567 or unix:/run/lazyfs.sock for this machine "
-            "alone, 0.0.0.0:9567 for everybody"
-        )
-    return Address(host, int(match[3]))
-
-
-def choice(*words: str) -> Callable[[str], str]:
-    """A parser that takes one of `words`, in any case."""
-
-    def parse(text: str) -> str:
-        if text.strip().lower() not in words:
-            raise UsageError(f"{shortened(text)!r} is not one of {', '.join(words)}")
-        return text.strip().lower()
-
-    return parse
 
 
 def _setting(default: Any, parse: Callable[[str], Any], words: str) -> Any:
     """One field: its default as the user would write it, how it is read, and its help line."""
     return field(
         default=None if default is None else parse(default),
-        metadata={"parse": parse, "help": words, "default": default},
+        metadata={"parse": parse, "help": words, "default": default, "per_source": False},
     )
+
+
+def _of_source(default: Any, parse: Callable[[str], Any], words: str) -> Any:
+    """A field of which each source of a mount may have a value of its own; what the mount has is the default."""
+    made = _setting(default, parse, words)
+    made.metadata = {**made.metadata, "per_source": True}
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The settings of one mount. None means: found out when the mount starts, as the help line says."""
 
-    endpoint_url: str | None = _setting(None, parse_text, "S3 endpoint to use instead of AWS, http(s)://host[:port].")
-    region: str | None = _setting(None, parse_text, "Region of the bucket; default: as boto3 finds it.")
-    profile: str | None = _setting(None, parse_text, "Profile of the AWS configuration to take credentials from.")
-    no_sign_request: bool = _setting("false", parse_flag, "Send unsigned requests, for public buckets.")
-    force_path_style: bool = _setting(
+    endpoint_url: str | None = _of_source(None, parse_text, "S3 endpoint to use instead of AWS, http(s)://host[:port].")
+    region: str | None = _of_source(None, parse_text, "Region of the bucket; default: as boto3 finds it.")
+    profile: str | None = _of_source(None, parse_text, "Profile of the AWS configuration to take credentials from.")
+    no_sign_request: bool = _of_source("false", parse_flag, "Send unsigned requests, for public buckets.")
+    force_path_style: bool = _of_source(
         "false", parse_flag, "Put the bucket into the path instead of the host; always on with --endpoint-url."
     )
-    transfer_acceleration: bool = _setting(
+    transfer_acceleration: bool = _of_source(
         "false", parse_flag, "Use the Transfer Acceleration endpoint of AWS; the bucket must have it enabled."
     )
-    dual_stack: bool = _setting("false", parse_flag, "Use the endpoints of AWS that IPv6 reaches as well as IPv4.")
-    fips: bool = _setting("false", parse_flag, "Use the endpoints of AWS that are validated by FIPS 140.")
-    requester_pays: bool = _setting("false", parse_flag, "Agree to pay for requests to a requester-pays bucket.")
-    expected_bucket_owner: str | None = _setting(None, parse_text, "Fail unless this account owns the bucket.")
-    ca_bundle: str | None = _setting(None, parse_text, "File with the certificates to trust for https endpoints.")
+    dual_stack: bool = _of_source("false", parse_flag, "Use the endpoints of AWS that IPv6 reaches as well as IPv4.")
+    fips: bool = _of_source("false", parse_flag, "Use the endpoints of AWS that are validated by FIPS 140.")
+    requester_pays: bool = _of_source("false", parse_flag, "Agree to pay for requests to a requester-pays bucket.")
+    expected_bucket_owner: str | None = _of_source(None, parse_text, "Fail unless this account owns the bucket.")
+    sse_customer_key_file: str | None = _of_source(
+        None, parse_text, "File with the key of objects encrypted by SSE-C: 32 bytes, or these in base64; https only."
+    )
+    version_at: str | None = _of_source(
+        None, parse_moment, "Show the tree as it was at this time (ISO 8601), of a bucket that keeps versions."
+    )
+    ca_bundle: str | None = _of_source(None, parse_text, "File with the certificates to trust for https endpoints.")
 
     cache_dir: str | None = _setting(
         None, parse_text, "Directory of the chunk cache; default: /var/cache/lazyfs for root, else ~/.cache/lazyfs."
@@ -186,7 +88,7 @@ class Config:
         "Bound on the memory for chunks; default: 1/16 of the memory limit, between 64 MiB and 1 GiB.",
     )
 
-    metadata_ttl: float = _setting(
+    metadata_ttl: float = _of_source(
         "60s",
         parse_duration,
         "How long a listing is trusted before S3 is asked again; 'indefinite' for immutable prefixes.",
@@ -199,8 +101,8 @@ class Config:
         parse_size,
         "Most bytes of one ranged GET; each holds so much memory and one connection while it is under way.",
     )
-    max_connections: int = _setting("32", parse_count, "Most GET requests under way at once.")
-    s3_engine: str = _setting(
+    max_connections: int = _of_source("32", parse_count, "Most GET requests under way at once.")
+    s3_engine: str = _of_source(
         "auto",
         choice("auto", "boto3", "awscrt"),
         "What sends GETs: boto3, awscrt, or what was measured to be quickest, sockets of our own after boto3's first.",
@@ -210,7 +112,7 @@ class Config:
         choice("auto", "off"),
         "Compare each object, once all of it is here, with the digest that S3 or a .sha256 beside it has.",
     )
-    retry_budget: float = _setting(
+    retry_budget: float = _of_source(
         "5m",
         parse_duration,
         "How long a read asks S3 again before it fails; a failed read kills a mapped reader by SIGBUS.",
@@ -322,3 +224,43 @@ def parse_source(text: str) -> tuple[str, str]:
     if prefix and not prefix.endswith("/"):
         prefix += "/"
     return match[1], prefix
+
+
+MOST_SOURCES = 64
+"""Of one mount: each has a client of boto3's, which takes 50 ms and some MiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig:
+    """One source of a mount: the directory that it is, empty for the root itself, where it is, and the settings that
+    hold for it."""
+
+    name: str
+    source: Source
+    config: Config
+
+    @property
+    def title(self) -> str:
+        """How to speak of it: as the user wrote it."""
+        return f"{self.name}={self.source.url}" if self.name else self.source.url
+
+
+def check_source_name(name: str) -> None:
+    """`UsageError` unless it can be the name of a directory."""
+    why = ""
+    if not name:
+        why = "it is empty"
+    elif name in (".", ".."):
+        why = "it is the directory itself or the one above"
+    elif "/" in name:
+        why = "it has a slash"
+    elif "\0" in name:
+        why = "it has a NUL byte"
+    else:
+        try:
+            why = "it is longer than 255 bytes" if len(name.encode()) > 255 else ""
+        except UnicodeEncodeError:
+            why = "it is not UTF-8"
+    if why:
+        said = shortened(name)
+        raise UsageError(f"{said!r} cannot name a source, for {why}; it becomes a directory, so write one like llm")

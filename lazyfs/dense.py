@@ -67,12 +67,15 @@ class Names(Sequence[str]):
         return f"Names.of({list(self)!r})"
 
 
+_NONE = Names.of(())
+
+
 class Infos(Sequence[ObjectInfo]):
     """What is known of objects below `prefix`, whose names are their keys without it. Equal to any sequence of the same
     `ObjectInfo`. Sizes, times and storage classes (numbers in `classes`) are columns; times in seconds, for S3 keeps no
-    fractions of them."""
+    fractions of them. `versions` are version ids, empty if none is known."""
 
-    __slots__ = ("classes", "etags", "kinds", "names", "prefix", "sizes", "times")
+    __slots__ = ("classes", "etags", "kinds", "names", "prefix", "sizes", "times", "versions")
 
     def __init__(
         self,
@@ -83,10 +86,13 @@ class Infos(Sequence[ObjectInfo]):
         times: "array[int]",
         kinds: "array[int]",
         classes: Sequence[str],
+        versions: Names | None = None,
     ) -> None:
         """`ValueError` if the columns do not belong together."""
         if len({len(names), len(etags), len(sizes), len(times), len(kinds)}) != 1:
             raise ValueError("columns of different lengths")
+        if versions and len(versions) != len(names):
+            raise ValueError("versions of other objects")
         if kinds and max(kinds) >= len(classes):
             raise ValueError("a storage class without a name")
         if sizes and max(sizes) >= 1 << 63:
@@ -98,6 +104,7 @@ class Infos(Sequence[ObjectInfo]):
         self.times = times
         self.kinds = kinds
         self.classes = classes
+        self.versions = versions or _NONE
 
     @classmethod
     def of(cls, prefix: str, infos: Iterable[ObjectInfo]) -> "Infos":
@@ -105,7 +112,7 @@ class Infos(Sequence[ObjectInfo]):
         if isinstance(infos, Infos) and infos.prefix == prefix:
             return infos
         rows = Rows(prefix)
-        rows.extend((info.key, info.etag, info.size, info.mtime_ns, info.storage_class) for info in infos)
+        rows.extend(row(info) for info in infos)
         return rows.done()
 
     def __len__(self) -> int:
@@ -119,7 +126,9 @@ class Infos(Sequence[ObjectInfo]):
         if isinstance(at, slice):
             return tuple(self[index] for index in range(*at.indices(len(self))))
         key = self.prefix + self.names[at]
-        return ObjectInfo(key, self.etags[at], self.sizes[at], self.times[at] * 10**9, self.classes[self.kinds[at]])
+        version = self.versions[at] if self.versions else ""
+        kind = self.classes[self.kinds[at]]
+        return ObjectInfo(key, self.etags[at], self.sizes[at], self.times[at] * 10**9, kind, version)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Infos):
@@ -133,8 +142,13 @@ class Infos(Sequence[ObjectInfo]):
         return f"Infos.of({self.prefix!r}, {list(self)!r})"
 
 
-Row = tuple[str, str, int, int, str]
-"""Key, ETag, size, time in nanoseconds, storage class: the fields of `ObjectInfo`, which is not made."""
+Row = tuple[str, str, int, int, str, str]
+"""Key, ETag, size, time in nanoseconds, storage class, version id: the fields of `ObjectInfo`, which is not made."""
+
+
+def row(info: ObjectInfo) -> Row:
+    """The fields."""
+    return info.key, info.etag, info.size, info.mtime_ns, info.storage_class, info.version_id
 
 
 class Rows:
@@ -144,24 +158,30 @@ class Rows:
         self._prefix = prefix
         self._names: list[str] = []
         self._etags: list[str] = []
-        self._ends = (array("I"), array("I"))
+        self._versions: list[str] = []
+        self._ends = (array("I"), array("I"), array("I"))
         self._numbers = (array("Q"), array("q"), array("H"))
         self._classes: dict[str, int] = {}
 
     def extend(self, rows: Iterable[Row]) -> None:
         """Add these. `ValueError` for a key that does not begin with the prefix, or a number that no object has."""
-        cut, prefix, names, etags = len(self._prefix), self._prefix, [], []
+        cut, prefix = len(self._prefix), self._prefix
+        names: list[str] = []
+        etags: list[str] = []
+        versions: list[str] = []
         sizes, times, kinds = self._numbers
         try:
-            for key, etag, size, time_ns, storage_class in rows:
+            for key, etag, size, time_ns, storage_class, version in rows:
                 if not key.startswith(prefix):
                     raise ValueError(f"a key {key!r} that does not begin with {prefix!r}")
                 names.append(key[cut:])
                 etags.append(etag)
+                versions.append(version)
                 sizes.append(size)
                 times.append(time_ns // 10**9)
                 kinds.append(self._classes.setdefault(storage_class, len(self._classes)))
-            for pieces, ends, all_pieces in zip((names, etags), self._ends, (self._names, self._etags), strict=True):
+            found = zip((names, etags, versions), self._ends, (self._names, self._etags, self._versions), strict=True)
+            for pieces, ends, all_pieces in found:
                 ends.extend(accumulate(map(len, pieces), initial=ends[-1] if ends else 0))
                 del ends[len(ends) - len(pieces) - 1]
                 all_pieces.append("".join(pieces))
@@ -170,27 +190,29 @@ class Rows:
 
     def done(self) -> Infos:
         """All of them, in the order in which they came."""
-        names, etags = (
+        names, etags, versions = (
             Names("".join(pieces), ends)
-            for pieces, ends in zip((self._names, self._etags), self._ends, strict=True)
+            for pieces, ends in zip((self._names, self._etags, self._versions), self._ends, strict=True)
         )
         sizes, times, kinds = self._numbers
-        return Infos(self._prefix, names, etags, sizes, times, kinds, tuple(self._classes))
+        known = versions if versions.text else None
+        return Infos(self._prefix, names, etags, sizes, times, kinds, tuple(self._classes), known)
 
 
 def columns(infos: Infos) -> list[bytes]:
-    """All that `infos` holds, for a file; see `from_columns`."""
+    """All that `infos` holds, for a file; see `from_columns`. Nine, and eleven where versions are known."""
     classes = Names.of(infos.classes)
     numbers = [column.tobytes() for column in (infos.sizes, infos.times, infos.kinds)]
     names = [part for text in (infos.names, infos.etags, classes) for part in name_columns(text)]
-    return names + numbers
+    return names + numbers + (list(name_columns(infos.versions)) if infos.versions else [])
 
 
 def from_columns(prefix: str, parts: Sequence[Any]) -> Infos:
     """What `columns` gave. `ValueError` for anything else."""
     names, etags, classes = (names_from(parts[at], parts[at + 1]) for at in (0, 2, 4))
     sizes, times, kinds = (_column(code, part) for code, part in zip("QqH", parts[6:9], strict=True))
-    return Infos(prefix, names, etags, sizes, times, kinds, tuple(classes))
+    versions = names_from(*parts[9:11]) if len(parts) > 9 else None
+    return Infos(prefix, names, etags, sizes, times, kinds, tuple(classes), versions)
 
 
 def _column(code: str, part: Any) -> "array[int]":

@@ -6,7 +6,7 @@ Pure: no library, disk, network or clock. Ranges are half open, in bytes unless 
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -23,6 +23,10 @@ SEGMENT_CHUNKS = 64
 
 BLOCKS_PER_CHUNK = CHUNK_SIZE // BLOCK_SIZE
 
+ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+"""Storage classes whose objects can be read only once they are restored, which a listing does not tell. GLACIER_IR is
+read like any other; INTELLIGENT_TIERING may be archived, and mostly is not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -31,35 +35,49 @@ class Source:
     bucket: str
     prefix: str = ""
     endpoint: str = ""
+    moment: str = ""
+    """The time as of which the tree is shown, as `moments.parse_moment` writes it; empty for the present."""
 
     @property
     def url(self) -> str:
         """The source as the user writes it."""
-        return f"s3://{self.bucket}/{self.prefix}" if self.prefix else f"s3://{self.bucket}"
+        plain = f"s3://{self.bucket}/{self.prefix}" if self.prefix else f"s3://{self.bucket}"
+        return f"{plain}?versionAt={self.moment}" if self.moment else plain
 
     @property
     def place(self) -> str:
         """What identifies the bucket among all buckets; two mounts of one bucket share their cached bytes by it."""
         return f"{self.endpoint.rstrip('/')}|{self.bucket}"
 
+    @property
+    def listing_place(self) -> str:
+        """What identifies its listings: those of one time are not those of another. No bucket has an `@`."""
+        return f"{self.place}@{self.moment}" if self.moment else self.place
+
 
 @dataclass(frozen=True)
 class ObjectVersion:
     """Identity of bytes. Immutable; whatever holds bytes is keyed by it.
 
-    `etag` is opaque and as the store spells it, quotes included; `version_id` only where the bucket has versions.
+    `etag` is opaque and as the store spells it, quotes included. `version_id` is where a bucket that has versions keeps
+    it, empty for not known; it is no part of the identity: a listing of the present does not tell it, so what was
+    cached before it was known would be lost by knowing it; and a mount of another time shares these bytes. That one
+    key, ETag and size stand for the same bytes is what If-Match rests on everywhere else. `origin` names the source of
+    the mount by which it was found, whose credentials may read it; it is no part of the identity either.
     """
 
     place: str
     key: str
     etag: str
     size: int
-    version_id: str = ""
+    version_id: str = field(default="", compare=False)
+    origin: str = field(default="", compare=False, repr=False)
 
     @functools.cached_property
     def object_id(self) -> bytes:
         """16 bytes that stand for this version in the cache. A key never becomes a path on the cache disk."""
-        parts = (self.place, self.key, self.etag, str(self.size), self.version_id)
+        # The last part is for nothing, and stays for the sake of the caches that there are.
+        parts = (self.place, self.key, self.etag, str(self.size), "")
         digest = hashlib.sha256()
         for part in parts:
             raw = part.encode("utf-8", "surrogatepass")
@@ -78,13 +96,15 @@ class ObjectVersion:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object as a listing or a HEAD tells it. `mtime_ns` is nanoseconds since the epoch."""
+    """One object as a listing or a HEAD tells it. `mtime_ns` is nanoseconds since the epoch; `version_id` is known from
+    a listing of versions only."""
 
     key: str
     etag: str
     size: int
     mtime_ns: int
     storage_class: str = ""
+    version_id: str = ""
 
     @property
     def possible(self) -> bool:

@@ -5,6 +5,7 @@ of the moment before a count that is under way, and is never wrong in shape.
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 QUICK = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 10e-3, 50e-3, 250e-3, 1.0, 5.0, 30.0)
@@ -27,6 +28,12 @@ class Spread:
     def count(self) -> int:
         """How many durations."""
         return sum(self.counts)
+
+
+def together(spreads: Sequence[Spread]) -> Spread:
+    """The sum of one or more that have the same bounds."""
+    columns = zip(*(one.counts for one in spreads), strict=True)
+    return Spread(spreads[0].bounds, tuple(map(sum, columns)), sum(one.total for one in spreads))
 
 
 class Tally:

@@ -20,13 +20,13 @@ from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.flights import Flights, Waiting
 from lazyfs.cache.memory import Chunk, Memory
 from lazyfs.cache.records import Kept
+from lazyfs.cache.shares import Shares
 from lazyfs.cache.spans import spans_to_get
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.threads import DiskThreads, Workers
 from lazyfs.cache.writer import Writer
-from lazyfs.errors import Dropped
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
-from lazyfs.stores.base import Claim, Store
+from lazyfs.stores.base import Claim, Reads
 
 BRINGING = "bringing"
 """The lane of what is brought to be kept and not to be read."""
@@ -38,7 +38,7 @@ TOGETHER = 3
 """Attempts to have both chunks of a read in memory at once."""
 
 COPIES = 4
-"""Reads at once that hold a copy while they wait for another chunk."""
+"""Reads at once that hold a copy while they wait for another chunk; of each of several origins its part."""
 
 SMALL_READ = 2 * BLOCK_SIZE
 """A read up to this size of a chunk that is on disk and wanted by no stream reads only its blocks, not the chunk."""
@@ -59,17 +59,18 @@ class ChunkStatistics:
 
 class ChunkCache:
     """The chunk cache of one mount. `nursery` runs its flights and its writer; `span_size` is the most bytes of a
-    GET, `ways` how many of them the store does at once; `workers` do what blocks, threads unless told otherwise."""
+    GET, `ways` how many of them a store does at once; `origins` share it; `workers` do what blocks, or else threads."""
 
     def __init__(
         self,
         *,
-        store: Store,
+        store: Reads,
         disk: Disk,
         memory: Memory,
         nursery: trio.Nursery,
         span_size: int,
         ways: int = 32,
+        origins: Sequence[str] = ("",),
         workers: Workers | None = None,
     ) -> None:
         self._disk = disk
@@ -80,12 +81,13 @@ class ChunkCache:
         # Set, and replaced, when memory may have become free; `_short` readers wait for that.
         self._room = trio.Event()
         self._short = 0
-        self._copies = trio.Semaphore(COPIES)
+        self._copies = {origin: trio.Semaphore(max(1, COPIES // len(origins))) for origin in origins}
         self.writer = Writer(disk=disk, memory=memory, nursery=nursery, workers=workers, made_room=self._made_room)
         self._flights = Flights(
             store=store,
             disk=disk,
             memory=memory,
+            shares=Shares(memory.slots, origins),
             writer=self.writer,
             workers=workers,
             nursery=nursery,
@@ -136,15 +138,15 @@ class ChunkCache:
                     flight.claim.urge()
             elif self._memory.get(key) is None:
                 missing.append(number)
-        for span in self._spans(version, missing, demand):
+        for span, on_disk in self._spans(version, missing, demand):
             claim = Claim(urgent=span.start * CHUNK_SIZE < demand, lane=lane)
-            launched = self._flights.launch(version, span, claim)
+            launched = self._flights.launch(version, span, claim, on_disk=on_disk)
             if launched < len(span):
                 return (span.start + launched) * CHUNK_SIZE
         return stop
 
-    def _spans(self, version: ObjectVersion, missing: list[int], demand: int) -> Iterator[range]:
-        """Runs of chunks that are all on disk, or all not: none is fetched because its neighbour is missing."""
+    def _spans(self, version: ObjectVersion, missing: list[int], demand: int) -> Iterator[tuple[range, bool]]:
+        """Runs of chunks that are all on disk (True), or all not: none is fetched because its neighbour is missing."""
         bits, segment = 0, -1
         on_disk: list[int] = []
         absent: list[int] = []
@@ -153,9 +155,9 @@ class ChunkCache:
                 segment = number // SEGMENT_CHUNKS
                 bits = self._disk.present(version.object_id, segment)
             (on_disk if bits >> number % SEGMENT_CHUNKS & 1 else absent).append(number)
-        gets = spans_to_get(absent, demand, idle=self._ways - self._flights.flying, most=self._span_chunks)
-        spans = [*runs(on_disk, self._span_chunks), *gets]
-        yield from sorted(spans, key=lambda span: span.start)
+        most, idle = self._span_chunks, self._ways - self._flights.flying[version.origin]
+        gets = ((span, False) for span in spans_to_get(absent, demand, idle=idle, most=most))
+        yield from sorted([*((span, True) for span in runs(on_disk, most)), *gets], key=lambda span: span[0].start)
 
     def drop(self, version: ObjectVersion, start: int, stop: int) -> None:
         """Nobody will read bytes [start, stop) soon: what is queued of them need not be sent."""
@@ -201,7 +203,7 @@ class ChunkCache:
                     await self._obtain(version, number)
             if all(self._memory.get((version.object_id, number)) is not None for number in numbers):
                 return await self._copy(version, start, stop)
-        async with self._copies:
+        async with self._copies[version.origin]:
             return await self._copy(version, start, stop)
 
     async def _copy(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
@@ -231,8 +233,8 @@ class ChunkCache:
             flight = self._flights.get(key)
             if flight is None:
                 start = number * CHUNK_SIZE
-                # With nothing on its way nobody would make room: then what was brought ahead and not read goes.
-                pushing = urgent or not self._flights
+                # With nothing of its origin on its way nobody makes room: then what nobody has read yet goes.
+                pushing = urgent or not self._flights.flying[version.origin]
                 self._start(version, start, start + 1, start + 1 if pushing else 0)
                 flight = self._flights.get(key)
             if flight is None:
@@ -259,8 +261,9 @@ class ChunkCache:
                 if self._short:
                     self._made_room()
                 return waiting.chunk
-            if flight.error is not None and not isinstance(flight.error, Dropped):
-                raise flight.error
+            error = flight.error_for(version)
+            if error is not None:
+                raise error
 
     async def _read_part(self, version: ObjectVersion, number: int, start: int, stop: int) -> bytes | None:
         """A small piece of a chunk that is on disk and not on its way; None if that is not the case."""

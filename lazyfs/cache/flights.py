@@ -11,6 +11,7 @@ lent until each lands or the flight ends; a waiter's chunk is pinned from landin
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import trio
@@ -18,12 +19,13 @@ import trio
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Chunk, Key, Memory
 from lazyfs.cache.records import Kept
+from lazyfs.cache.shares import DISK, Shares
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.threads import Workers
 from lazyfs.cache.writer import Writer
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import AccessDenied, Dropped, LazyfsError, NotFound, ObjectChanged
 from lazyfs.objects import CHUNK_SIZE, ObjectVersion
-from lazyfs.stores.base import Claim, Store
+from lazyfs.stores.base import Claim, Reads
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +48,21 @@ class Flight:
     `sums` are the checksums of the chunks that are complete, in order: a worker thread appends, the loop reads.
     """
 
-    __slots__ = ("claim", "error", "first", "landed", "over", "slots", "stop", "sums", "version", "views", "waiting")
+    __slots__ = (
+        "claim", "error", "first", "landed", "lent_to", "over", "slots", "stop", "sums", "version", "views", "waiting"
+    )  # fmt: skip
 
     def __init__(
-        self, version: ObjectVersion, span: range, slots: list[int], views: list[memoryview], claim: Claim
+        self,
+        version: ObjectVersion,
+        span: range,
+        slots: list[int],
+        views: list[memoryview],
+        claim: Claim,
+        lent_to: str,
     ) -> None:
         self.version = version
+        self.lent_to = lent_to
         self.first, self.stop = span.start, span.stop
         self.slots = slots
         self.views = views
@@ -63,15 +74,24 @@ class Flight:
         self.error: LazyfsError | None = None
 
 
+    def error_for(self, version: ObjectVersion) -> LazyfsError | None:
+        """What it came to for somebody who waits for this version; None if that is to be asked for again: it was given
+        up, or another origin was refused, whose key, credentials or time this one does not have."""
+        refused = isinstance(self.error, AccessDenied | NotFound | ObjectChanged)
+        another = refused and self.version.origin != version.origin
+        return None if another or isinstance(self.error, Dropped) else self.error
+
+
 class Flights:
     """The flights of one cache, by the chunks they bring. `made_room` is called when slots came back."""
 
     def __init__(
         self,
         *,
-        store: Store,
+        store: Reads,
         disk: Disk,
         memory: Memory,
+        shares: Shares,
         writer: Writer,
         workers: Workers,
         nursery: trio.Nursery,
@@ -80,6 +100,7 @@ class Flights:
         self._store = store
         self._disk = disk
         self._memory = memory
+        self._shares = shares
         self._writer = writer
         self._workers = workers
         self._nursery = nursery
@@ -87,8 +108,8 @@ class Flights:
         self._by_chunk: dict[Key, Flight] = {}
         self._discarding: set[Key] = set()
         self._token = trio.lowlevel.current_trio_token()
-        self.flying = 0
-        """Flights that have not ended."""
+        self.flying: Counter[str] = Counter()
+        """Flights that have not ended, by the origin that they ask."""
         self.disk_hits = self.misses = self.corrupt = self.disk_bytes = 0
 
     def __len__(self) -> int:
@@ -98,20 +119,23 @@ class Flights:
         """The flight that brings this chunk."""
         return self._by_chunk.get(key)
 
-    def launch(self, version: ObjectVersion, span: range, claim: Claim) -> int:
-        """Start one flight for chunks that have none; how many of them it brings, as memory allows."""
-        after = self._slot(version, span.start - 1)
-        slots = self._memory.lend(len(span), urgent=claim.urgent, after=after)
-        if slots is None and claim.urgent:
+    def launch(self, version: ObjectVersion, span: range, claim: Claim, *, on_disk: bool) -> int:
+        """Start one flight for chunks that have none, and that are all `on_disk` or all not; how many of them it
+        brings, as memory allows."""
+        lent_to = DISK if on_disk else version.origin
+        after, room = self._slot(version, span.start - 1), self._shares.room(lent_to)
+        slots = self._memory.lend(len(span), urgent=claim.urgent, after=after) if len(span) <= room else None
+        if slots is None and claim.urgent and room:
             slots = self._memory.lend(1, urgent=True) or self._lend_by_giving_up_writes()
             span = span[:1]
         if slots is None:
             return 0
+        self._shares.take(lent_to, len(slots))
         views = [self._memory.slot_view(slot, version.chunk_length(n)) for slot, n in zip(slots, span, strict=True)]
-        flight = Flight(version, span, slots, views, claim)
+        flight = Flight(version, span, slots, views, claim, lent_to)
         for number in span:
             self._by_chunk[version.object_id, number] = flight
-        self.flying += 1
+        self.flying[version.origin] += 1
         self._nursery.start_soon(self._fly, flight)
         return len(span)
 
@@ -143,7 +167,7 @@ class Flights:
             log.exception("a defect while bringing %r", flight.version.key)
             flight.error = LazyfsError(f"a defect: {type(error).__name__}: {error}")
         finally:
-            self.flying -= 1
+            self.flying[flight.version.origin] -= 1
             self._end(flight)
 
     async def _from_disk(self, flight: Flight, kept: Sequence[Kept | None]) -> None:
@@ -198,6 +222,7 @@ class Flights:
             key = (flight.version.object_id, number)
             del self._by_chunk[key]
             chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
+            self._shares.give(flight.lent_to)
             flight.landed += 1
             if fresh:
                 self.misses += 1
@@ -224,6 +249,7 @@ class Flights:
             number = flight.first + place
             self._by_chunk.pop((flight.version.object_id, number), None)
             self._memory.give_back(flight.slots[place])
+            self._shares.give(flight.lent_to)
             self._wake(flight, number, None)
         self._made_room()
 

@@ -39,8 +39,8 @@ class Lists(Protocol):
         """See `base.Store.stretch`."""
         ...
 
-    async def total_size(self, prefix: str) -> int:
-        """See `base.Store.total_size`."""
+    async def total_size(self, prefix: str, *, budget: float | None = None) -> int:
+        """See `base.Store.total_size`; `budget` as in `list`."""
         ...
 
 
@@ -117,7 +117,13 @@ class Listings:
         self._total = self._total or unpack_total(self._disk.listing(key))
         if self._total is not None and 0 <= now - self._total[1] < self._ttl:
             return self._total[0]
-        size = await self._store.total_size(self._root)
+        try:
+            size = await self._store.total_size(self._root, budget=SHORT_PATIENCE)
+        except StoreError:
+            if self._total is None:
+                raise
+            self._total = (self._total[0], now - self._ttl + STALE_FOR)
+            return self._total[0]
         self._total = (size, now)
         await self._in_writer(self._disk.put_listings, {key: pack_total(size, now)})
         return size

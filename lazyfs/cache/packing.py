@@ -14,8 +14,11 @@ from lazyfs.objects import Listing
 _HEAD = struct.Struct("<2sI")
 """Format and whether what follows is compressed, and the CRC-32 of what follows."""
 _PLAIN, _PACKED = b"L2", b"Z2"
+_VERSIONS = {b"L2": b"L3", b"Z2": b"Z3"}
+"""The same where version ids are known; without them a listing is as it always was."""
 
 _LENGTHS = struct.Struct("<12I")
+_LENGTHS_3 = struct.Struct("<14I")
 _FIXED = struct.Struct("<d")
 _TOTAL = struct.Struct("<dQ")
 
@@ -32,10 +35,13 @@ def pack(listing: Listing) -> bytes | None:
     cut = len(listing.prefix)
     below = Names.of(prefix[cut:-1] for prefix in listing.prefixes)
     parts = [listing.prefix.encode("utf-8", "surrogatepass")]
-    parts += [*columns(Infos.of(listing.prefix, listing.objects)), *name_columns(below)]
-    if sum(map(len, parts)) + _FIXED.size + _LENGTHS.size > LONGEST:
+    found = columns(Infos.of(listing.prefix, listing.objects))
+    parts += [*found[:9], *name_columns(below), *found[9:]]
+    lengths = _LENGTHS if len(parts) == 12 else _LENGTHS_3
+    if sum(map(len, parts)) + _FIXED.size + lengths.size > LONGEST:
         return None
-    return _framed(b"".join([_FIXED.pack(listing.listed_at), _LENGTHS.pack(*map(len, parts)), *parts]))
+    raw = b"".join([_FIXED.pack(listing.listed_at), lengths.pack(*map(len, parts)), *parts])
+    return _framed(raw, versions=lengths is _LENGTHS_3)
 
 
 def unpack(packed: bytes | None) -> Listing | None:
@@ -45,12 +51,13 @@ def unpack(packed: bytes | None) -> Listing | None:
         if raw is None:
             return None
         (listed_at,) = _FIXED.unpack_from(raw)
-        at, parts = _FIXED.size + _LENGTHS.size, []
-        for length in _LENGTHS.unpack_from(raw, _FIXED.size):
+        lengths = _LENGTHS_3 if packed is not None and packed[:2] in _VERSIONS.values() else _LENGTHS
+        at, parts = _FIXED.size + lengths.size, []
+        for length in lengths.unpack_from(raw, _FIXED.size):
             parts.append(raw[at : at + length])
             at += length
         prefix = str(parts[0], "utf-8", "surrogatepass")
-        infos, below = from_columns(prefix, parts[1:10]), names_from(*parts[10:12])
+        infos, below = from_columns(prefix, parts[1:10] + parts[12:]), names_from(*parts[10:12])
     except (ValueError, struct.error):
         return None
     # A time that is no number would never be too old; a slash in a name would lead the kernel elsewhere.
@@ -73,9 +80,9 @@ def unpack_total(packed: bytes | None) -> tuple[int, float] | None:
     return (size, counted_at) if math.isfinite(counted_at) else None
 
 
-def _framed(raw: bytes) -> bytes:
+def _framed(raw: bytes, *, versions: bool = False) -> bytes:
     form, body = (_PACKED, zlib.compress(raw, 1)) if len(raw) > WORTH else (_PLAIN, raw)
-    return _HEAD.pack(form, zlib.crc32(body)) + body
+    return _HEAD.pack(_VERSIONS[form] if versions else form, zlib.crc32(body)) + body
 
 
 def _unframed(packed: bytes | None) -> memoryview | None:
@@ -83,9 +90,9 @@ def _unframed(packed: bytes | None) -> memoryview | None:
         return None
     form, crc = _HEAD.unpack_from(packed)
     body = memoryview(packed)[_HEAD.size :]
-    if form not in (_PLAIN, _PACKED) or zlib.crc32(body) != crc:
+    if form not in (*_VERSIONS, *_VERSIONS.values()) or zlib.crc32(body) != crc:
         return None
-    if form == _PLAIN:
+    if form in (_PLAIN, _VERSIONS[_PLAIN]):
         return body
     inflating = zlib.decompressobj()
     try:

@@ -21,7 +21,7 @@ from itertools import pairwise
 
 import trio
 
-from lazyfs.dense import Infos, Row, Rows
+from lazyfs.dense import Infos, Row, Rows, row
 from lazyfs.errors import StoreError
 from lazyfs.objects import Listing, Stretch
 
@@ -235,7 +235,7 @@ def split(stretch: Stretch) -> list[Listing]:
             path[-1][2].append(below)
             path.append((below, [], []))
             start = cut + 1
-        path[-1][1].append((key, info.etag, info.size, info.mtime_ns, info.storage_class))
+        path[-1][1].append(row(info))
     while stretch.complete and path:
         end()
     return found

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from lazyfs.cli.settings import resolve, setting_options
-from lazyfs.config import parse_source
-from lazyfs.objects import Source
+from lazyfs.cli.source import source_of
 from lazyfs.service.logs import told
 
 COLORS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "bright_black"}
@@ -28,13 +27,12 @@ def doctor(ctx: click.Context, /, source: str | None, as_json: bool, **_: Any) -
     64 MiB in the cache directory, and reads as much of SOURCE at most. Exit status 1 if a check fails.
     """
     config, _settings = resolve(ctx)
-    bucket = parse_source(source) if source is not None else None
+    place = None if source is None else source_of(source, config)
     # Here: boto3 takes 0.3 s, which no other command should wait for.
     from lazyfs.service.doctor.examination import examination  # noqa: PLC0415
 
     # What libraries and the client log while they are tried is said by the findings.
     logging.disable(logging.CRITICAL)
-    place = None if bucket is None else Source(bucket[0], bucket[1], config.endpoint_url or "")
     named = None if config.cache_dir is None else Path(config.cache_dir).absolute()
     found = []
     plain = bool(os.environ.get("NO_COLOR"))

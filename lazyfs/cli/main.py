@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -24,13 +25,21 @@ from lazyfs.cli.mount_fd import mount_fd
 from lazyfs.cli.paths import sized
 from lazyfs.cli.pin import pin, unpin
 from lazyfs.cli.reload import reloading
-from lazyfs.cli.settings import Setting, as_arguments, as_toml, resolve, setting_options
+from lazyfs.cli.settings import FROM_FILE, OF_SOURCES, Setting, as_arguments, as_toml, resolve, setting_options
+from lazyfs.cli.sources import (
+    PATHS,
+    SourceWords,
+    configured,
+    find_sources,
+    source_arguments,
+    sources_as_toml,
+    split_places,
+)
 from lazyfs.cli.top import top
 from lazyfs.cli.verify import verify
 from lazyfs.cli.warm import warm
-from lazyfs.config import Config, parse_source
+from lazyfs.config import Config, SourceConfig
 from lazyfs.errors import LazyfsError, SetupError, UsageError
-from lazyfs.objects import Source
 from lazyfs.service import handed, mounts
 from lazyfs.service.credentials import use_credentials_of_service
 from lazyfs.service.logs import level_signals, set_up_logging, told
@@ -64,8 +73,21 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", envvar="LAZYFS_SOURCE")
-@click.argument("mountpoint", envvar="LAZYFS_MOUNTPOINT", type=click.Path(readable=False))
+@click.argument("places", nargs=-1, metavar="[SOURCE] MOUNTPOINT", type=click.Path(readable=False))
+@click.option(
+    "--source",
+    "named",
+    multiple=True,
+    metavar="NAME=URL",
+    help="Instead of SOURCE, several times: mount each as the directory NAME.",
+)
+@click.option(
+    "--source-option",
+    "source_options",
+    multiple=True,
+    metavar="NAME:OPTION=VALUE",
+    help="An option of one --source, where it is not that of the mount: " + ", ".join(OF_SOURCES) + ".",
+)
 @click.option("--foreground", "-f", is_flag=True, help="Stay, and log to stderr.")
 @click.option("--print-config", is_flag=True, help="Show every setting and where it came from, and mount nothing.")
 @click.option("--ready-fd", type=int, hidden=True)
@@ -74,49 +96,59 @@ def cli() -> None:
 def mount(
     ctx: click.Context,
     /,
-    source: str,
-    mountpoint: str,
+    places: tuple[str, ...],
+    named: tuple[str, ...],
+    source_options: tuple[str, ...],
     foreground: bool,
     print_config: bool,
     ready_fd: int | None,
     **_: Any,
 ) -> None:
-    """Mount SOURCE (s3://bucket or s3://bucket/prefix/) at MOUNTPOINT, an empty directory, or /dev/fd/N of `mount-fd`.
+    """Mount SOURCE (s3://bucket or s3://bucket/prefix/, as it was at a time with ?versionAt=TIME) at MOUNTPOINT, an
+    empty directory, or /dev/fd/N of `mount-fd`; or several sources side by side in it, with --source or tables
+    [[source]] in the file of --config.
 
     Returns when the mount can be read, and goes on in the background. Credentials are found as boto3 finds them:
     environment, ~/.aws, container or instance role. Every option is also LAZYFS_<NAME> in the environment.
     """
     config, settings = resolve(ctx)
-    bucket, prefix = parse_source(source)
+    place, mountpoint = split_places(places, os.environ)
+    words = find_sources(place, named, source_options, os.environ, ctx.meta.get(FROM_FILE))
+    sources = configured(words, config)
     if print_config:
-        click.echo(as_toml(settings))
+        head, end = sources_as_toml(words)
+        click.echo(head + as_toml(settings) + end)
         return
     try:
         descriptor = handed.descriptor_of(mountpoint)
-        place = mounts.prepare_mountpoint(mountpoint) if descriptor is None else handed.place_of(descriptor)
+        at = mounts.prepare_mountpoint(mountpoint) if descriptor is None else handed.place_of(descriptor)
         if foreground:
-            _serve(ctx, config, Source(bucket, prefix, config.endpoint_url or ""), place, ready_fd, descriptor)
+            _serve(ctx, config, sources, at, ready_fd, descriptor)
         else:
-            _start(config, settings, source, place, descriptor)
+            _start(config, settings, words, at, descriptor)
     except LazyfsError as error:
         background.tell(ready_fd, told(str(error)).encode())
         raise
 
 
-def _start(config: Config, settings: list[Setting], source: str, mountpoint: str, descriptor: int | None) -> None:
-    paths = {"cache_dir", "log_file", "ca_bundle", "access_log"}
+def _start(
+    config: Config, settings: list[Setting], words: list[SourceWords], mountpoint: str, descriptor: int | None
+) -> None:
+    paths = {"cache_dir", "log_file", "access_log", *PATHS}
     settings = [
         Setting(s.name, os.path.abspath(s.words), "flag") if s.name in paths and s.words not in (None, "-") else s
         for s in settings
     ]
     at, passed = (mountpoint, ()) if descriptor is None else (f"/dev/fd/{descriptor}", (descriptor,))
-    background.start([*as_arguments(settings), "--", source, at], mountpoint, config.log_file, passed)
+    flags, places = source_arguments(words)
+    arguments = [*as_arguments(settings), *flags, "--", *places, at]
+    background.start(arguments, mountpoint, config.log_file, passed)
 
 
 def _serve(
     ctx: click.Context,
     config: Config,
-    source: Source,
+    sources: list[SourceConfig],
     mountpoint: str,
     ready_fd: int | None,
     descriptor: int | None,
@@ -139,7 +171,7 @@ def _serve(
     try:
         ready = partial(background.tell, ready_fd, background.READY)
         signals = {**reloading(ctx), **level_signals(config.log_level)}
-        trio.run(partial(serve, signals=signals, handed=descriptor), config, source, mountpoint, ready)
+        trio.run(partial(serve, signals=signals, handed=descriptor), config, sources, mountpoint, ready)
     except LazyfsError:
         raise
     except KeyboardInterrupt:
@@ -225,12 +257,27 @@ def status(mountpoint: str | None, as_json: bool) -> None:
                     )
                 if report["verified"]["under_way"]:
                     click.echo(f"  verifying: {report['verified']['under_way']} objects")
-                for reason, count in report["hidden"].items():
-                    click.echo(f"  {count} keys hidden: {reason}")
+                for line in _sources_in_words(report.get("sources", [])):
+                    click.echo(told(line))
         if not found:
             click.echo("no lazyfs mount")
     if any(report["health"] != "ok" for report in found):
         raise SystemExit(1)
+
+
+def _sources_in_words(sources: list[dict[str, Any]]) -> Iterator[str]:
+    """What `status` says of each source: of one that is the root, only what is wrong or hidden."""
+    for one in sources:
+        indent = "  "
+        if one["name"]:
+            at = f" at {one['endpoint_url']}" if one["endpoint_url"] else ""
+            answers = {None: "was not asked yet", True: "answers", False: f"is in trouble: {one['trouble']}"}
+            yield f"  {one['name']}: {one['url']}{at} {answers[one['answers']]}"
+            indent = "    "
+        elif one["answers"] is False:
+            yield f"  S3 is in trouble: {one['trouble']}"
+        for reason, count in one["hidden"].items():
+            yield f"{indent}{count} keys hidden: {reason}"
 
 
 for command in (verify, warm, pin, unpin, evict, du, fsck, top, doctor, log_level, completion, mount_fd):

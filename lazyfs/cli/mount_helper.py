@@ -11,8 +11,10 @@ import sys
 from lazyfs.cli.background import fail
 from lazyfs.cli.main import cli
 from lazyfs.cli.settings import flag_name
-from lazyfs.config import Config, parse_flag
+from lazyfs.cli.sources import NAMELESS
+from lazyfs.config import Config
 from lazyfs.errors import UsageError
+from lazyfs.words import parse_flag
 
 # fmt: off
 IGNORED = frozenset({
@@ -58,15 +60,18 @@ def translate(arguments: list[str]) -> list[str]:
     for word in words:
         name, equals, value = word.partition("=")
         name = flag_name(name)
-        if name == "config" and equals:
-            flags.append(f"--config={value}")
+        if name in ("config", "source", "source-option") and equals:
+            flags.append(f"--{name}={value}")
         elif settings.get(name):
             flags.append(f"--{name}" if parse_flag(value) else f"--no-{name}")
         elif name in settings:
             flags.append(f"--{name}={value}")
         elif word not in IGNORED and not word.startswith(("x-", "comment=", "uhelper=")):
             raise UsageError(f"mount.lazyfs does not know the option {word!r}; `lazyfs mount --help` lists them")
-    return [*flags, "--", *places]
+    # Something must stand before the directory, also where options or a file name the sources: lazyfs or none, of which
+    # mount(8) makes a path where there is a file of that name.
+    word = places[0].rpartition("/")[2] if places[0].startswith("/") else places[0]
+    return [*flags, "--", *(places[1:] if word in NAMELESS else places)]
 
 
 def split_options(text: str) -> list[str]:

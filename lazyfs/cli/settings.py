@@ -13,8 +13,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lazyfs.config import Config, parse_flag, shortened
+from lazyfs.config import Config
 from lazyfs.errors import UsageError
+from lazyfs.words import parse_flag, shortened
 
 _WHERE = {
     ParameterSource.COMMANDLINE: "flag",
@@ -37,9 +38,25 @@ class Setting:
     where: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class FromFile:
+    """What a TOML file says of sources, not looked at yet; None for nothing."""
+
+    path: str
+    source: Any
+
+
+FROM_FILE = "lazyfs.cli.settings.file"
+"""Where a `FromFile` is in click's `Context.meta`."""
+
+
 def flag_name(field: str) -> str:
     """`max_cache_size` as `max-cache-size`."""
     return field.replace("_", "-")
+
+
+OF_SOURCES = [flag_name(field.name) for field in dataclasses.fields(Config) if field.metadata["per_source"]]
+"""Settings of which each source may have a value of its own."""
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,6 +96,7 @@ def _read_file(ctx: click.Context, _: click.Parameter, path: str | None) -> None
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # what is no TOML or no text, a number of 5,000 digits, nested lists
         raise UsageError(f"the configuration {path} is not TOML: {error}") from None
+    ctx.meta[FROM_FILE] = FromFile(path, found.pop("source", None))
     known = {field.name for field in dataclasses.fields(Config)}
     named = {key.replace("-", "_"): value for key, value in found.items()}
     unknown = sorted(set(named) - known)
@@ -136,8 +154,8 @@ def as_arguments(settings: list[Setting]) -> list[str]:
     return arguments
 
 
-def _quoted(words: str) -> str:
-    """A string of TOML. What is not UTF-8, as a path may be, has no place in one and becomes U+FFFD."""
+def quoted(words: str) -> str:
+    """The words as a string of TOML. What is not UTF-8, as a path may be, has no place in one and becomes U+FFFD."""
     plain = words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return json.dumps(plain, ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -149,6 +167,6 @@ def as_toml(settings: list[Setting]) -> str:
         if setting.words is None:
             lines.append(f"# {flag_name(setting.name)} is not set")
         else:
-            value = setting.words if setting.words in ("true", "false") else _quoted(setting.words)
+            value = setting.words if setting.words in ("true", "false") else quoted(setting.words)
             lines.append(f"{flag_name(setting.name)} = {value}  # {setting.where}")
     return "\n".join(lines)

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from lazyfs.cli.paths import expanded, sized
-from lazyfs.config import parse_size
 from lazyfs.errors import SetupError, UsageError
 from lazyfs.service import mounts
 from lazyfs.service.logs import told
+from lazyfs.words import parse_size
 
 POLL = 0.2
 """Seconds between two looks at how far the daemons are."""

@@ -6,14 +6,18 @@ and these take one of them.
 
 import errno
 import os
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
 from lazyfs import errors
-from lazyfs.filesystem.tree import File, Snapshot, Tree
+from lazyfs.filesystem.nodes import File, Snapshot
+from lazyfs.filesystem.tree import Tree
 from lazyfs.tallies import QUICK, Spread, Tally
+
+MOST_TOLD = 1000
+"""Refusals that are told once and remembered."""
 
 UNNAMED = "E?"
 """What stands for an errno that has no name."""
@@ -69,6 +73,7 @@ class Calls:
     """The calls of one mount. `listener` is told of each one, if there is one."""
 
     def __init__(self, tree: Tree) -> None:
+        self._told: OrderedDict[str, None] = OrderedDict()
         self._tree = tree
         self.seconds: defaultdict[str, Tally] = defaultdict(lambda: Tally(QUICK))
         """How long calls took, by operation; added to by who answers."""
@@ -81,6 +86,15 @@ class Calls:
     def statistics(self) -> CallStatistics:
         """A frozen copy of the counters."""
         return CallStatistics({name: tally.state() for name, tally in self.seconds.items()}, dict(self._failures))
+
+    def told_before(self, text: str) -> bool:
+        """Whether this was asked about the text, one of the last thousand."""
+        before = text in self._told
+        self._told[text] = None
+        self._told.move_to_end(text)
+        if len(self._told) > MOST_TOLD:
+            self._told.popitem(last=False)
+        return before
 
     def failed(self, operation: str, number: int) -> str:
         """A call was answered with this errno; its name."""

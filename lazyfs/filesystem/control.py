@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lazyfs.errors import LazyfsError, NotPermitted
-from lazyfs.filesystem.tree import File, Node
+from lazyfs.filesystem.nodes import File, Node
 
 Arguments = Mapping[str, str]
 Handler = Callable[[Node, Arguments], Awaitable[dict[str, Any]]]

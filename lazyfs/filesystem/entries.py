@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from lazyfs.dense import Infos, Names
 from lazyfs.filesystem.names import NAME_MAX, Hidden, problem
-from lazyfs.objects import Listing
+from lazyfs.objects import Listing, ObjectVersion
 
 _SHORT = NAME_MAX // 4
 """Characters that are not too long in UTF-8, whatever they are."""
@@ -76,6 +76,15 @@ class Entries:
     def file(self, at: int) -> int:
         """The number in `infos` of an entry that is a file."""
         return self._order[at]
+
+    def version(self, at: int, place: str, origin: str = "") -> ObjectVersion:
+        """That of an entry that is a file, found by the source `origin`."""
+        info = self.infos[self._order[at]]
+        return ObjectVersion(place, info.key, info.etag, info.size, info.version_id, origin)
+
+    def storage_class(self, at: int) -> str:
+        """That of an entry that is a file; empty where the store does not tell."""
+        return self.infos.classes[self.infos.kinds[self._order[at]]]
 
     def names(self) -> Iterator[str]:
         """All names, in order."""

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
-from lazyfs.errors import Corrupt
-from lazyfs.filesystem.tree import File
+from lazyfs.errors import ArchivedObject, Corrupt, StoreError
+from lazyfs.filesystem.nodes import File
+from lazyfs.objects import ARCHIVES
 from lazyfs.reading.plans import Plan
 from lazyfs.reading.shards import HEAD, next_shard
 from lazyfs.reading.streams import Streams
@@ -126,6 +127,18 @@ class OpenFiles:
             found = self._files[file.inode] = OpenFile(file, self._cache, self._budget, self._count)
         found.handles += 1
         return file.inode
+
+    async def prove(self, file: File) -> None:
+        """`ArchivedObject` for a file of an archive class whose beginning cannot be had: restored ones can, and a
+        listing does not tell which are. Said when it is opened, for whoever maps it would die of it. Any other failure
+        is for who reads."""
+        if file.storage_class in ARCHIVES and file.size:
+            try:
+                await self._cache.read(file.version, 0, 1)
+            except ArchivedObject:
+                raise
+            except StoreError:
+                pass
 
     def get(self, handle: int) -> OpenFile:
         """The open file of a handle."""

@@ -26,7 +26,8 @@ from lazyfs import errors
 from lazyfs.filesystem.calls import Calls, done_about
 from lazyfs.filesystem.control import Control
 from lazyfs.filesystem.files import OpenFiles
-from lazyfs.filesystem.tree import Directory, File, Node, Tree
+from lazyfs.filesystem.nodes import Directory, File, Node
+from lazyfs.filesystem.tree import Tree
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,10 @@ def _guarded(
             result = self.calls.failed(operation, number)
             if number not in _QUIET:
                 done, about = done_about(error), self.calls.about(operation, args)
-                log.error("%s failed with %s: %s (%s%s)", operation, result, error, about, done and f"; {done}")
+                # What is archived stays so for hours, and whoever loads it tries again and again.
+                again = isinstance(error, errors.ArchivedObject) and self.calls.told_before(str(error))
+                level = logging.DEBUG if again else logging.ERROR
+                log.log(level, "%s failed with %s: %s (%s%s)", operation, result, error, about, done and f"; {done}")
             self.failures += number not in _QUIET
             raise FUSEError(number) from None
         except Exception:
@@ -250,6 +254,7 @@ class Operations(pyfuse3.Operations):
             await self._tree.refresh(node.parent)  # the kernel may believe the name for long; S3 has said otherwise
         if not node.current:
             raise errors.StaleHandle(f"{node.version.key!r} is another version by now")
+        await self._files.prove(node)
         self._opened(node)
         return FileInfo(fh=pyfuse3.FileHandleT(self._files.open(node)), keep_cache=True, direct_io=False)
 
@@ -280,12 +285,7 @@ class Operations(pyfuse3.Operations):
         """The filesystem is as large as its objects, of a great many as the first ones, and full."""
         found = StatvfsData()
         found.f_bsize = found.f_frsize = 4096
-        try:
-            total = await self._total_size()
-        except errors.StoreError as error:
-            log.warning("statfs knows only what was listed: %s", error)
-            total = self._tree.listed_bytes()
-        found.f_blocks = -(-total // 4096)
+        found.f_blocks = -(-await self._total_size() // 4096)
         found.f_bfree = found.f_bavail = 0
         found.f_files = len(self._tree)
         found.f_ffree = found.f_favail = 0

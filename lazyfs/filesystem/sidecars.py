@@ -7,7 +7,7 @@ writes them.
 
 import re
 
-from lazyfs.filesystem.tree import File
+from lazyfs.filesystem.nodes import File
 from lazyfs.objects import KIB, MIB
 
 SUFFIX = ".sha256"

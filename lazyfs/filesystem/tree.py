@@ -6,20 +6,21 @@ where bytes are.
 
 Rules: an inode stands for one directory or for one ObjectVersion and never changes; another ETag under the same name is
 another inode. An error is never an empty listing. Loop thread only; who lists a directory is alone with that.
-Invariant: a node is in the table while the kernel knows it (lookups > 0), and the root always. Every other entry is a
-number in its directory, of which a node is made when it is asked for.
+Invariant: a node is in the table while the kernel knows it (lookups > 0), and the tops of branches always. Every other
+entry is a number in its directory, of which a node is made when it is asked for.
 """
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Iterator
+from typing import Any
 
 import trio
 
 from lazyfs.errors import NoSuchName, NotADirectory, StaleHandle
 from lazyfs.filesystem.entries import NOTHING, Entries
 from lazyfs.filesystem.names import Hidden
+from lazyfs.filesystem.nodes import Branch, Directory, File, Node, Snapshot
 from lazyfs.objects import Listing, ObjectVersion
 
 ROOT = 1
@@ -30,176 +31,25 @@ MOST_REMEMBERED = 10_000
 doubt."""
 
 
-class File:
-    """A file: one object version, under one name. Two are the same if their inodes are."""
-
-    __slots__ = ("_at", "_entries", "_version", "inode", "lookups", "parent", "spoiled")
-
-    def __init__(self, inode: int, parent: "Directory", entries: Entries, at: int) -> None:
-        self.inode = inode
-        self.parent = parent
-        self.lookups = 0
-        self.spoiled = False
-        """Pages of this inode in the kernel may be wrong."""
-        self._entries = entries
-        self._at = at
-        self._version: ObjectVersion | None = None
-
-    @property
-    def name(self) -> str:
-        """Its name in its directory."""
-        return self._entries.name(self._at)
-
-    @property
-    def version(self) -> ObjectVersion:
-        """The version it is for ever; made once, for most files are never read."""
-        if self._version is None:
-            info = self._entries.infos[self._entries.file(self._at)]
-            self._version = ObjectVersion(self.parent.place, info.key, info.etag, info.size)
-        return self._version
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self._entries.infos.sizes[self._entries.file(self._at)]
-
-    @property
-    def mtime_ns(self) -> int:
-        """When it was written, in nanoseconds since the epoch."""
-        return self._entries.infos.times[self._entries.file(self._at)] * 10**9
-
-    @property
-    def current(self) -> bool:
-        """Whether the last listing of its directory still names this version."""
-        return self.parent.inode_of(self.name) == self.inode
-
-    def move(self, entries: Entries, at: int) -> None:
-        """It stands for this entry, which says the same."""
-        self._entries = entries
-        self._at = at
-
-    def settle(self) -> None:
-        """It is no longer an entry: what it needs is kept for itself."""
-        self._entries, self._at = self._entries.alone(self._at), 0
-
-
-class Directory:
-    """A directory: one prefix. `expires` is the loop's time until which its listing is trusted, -inf for none;
-    `doubted` says that an object was found not to be as listed."""
-
-    __slots__ = ("doubted", "entries", "expires", "inode", "lookups", "name", "parent", "place", "prefix", "table")
-
-    def __init__(
-        self, inode: int, name: str, parent: "Directory | None", prefix: str, place: str, table: "dict[int, Node]"
-    ) -> None:
-        self.inode = inode
-        self.name = name
-        self.parent = parent
-        self.prefix = prefix
-        self.place = place
-        self.table = table
-        self.entries = NOTHING
-        self.expires = -math.inf
-        self.doubted = False
-        self.lookups = 0
-
-    @property
-    def current(self) -> bool:
-        """Whether its parent's last listing still names it; the root always."""
-        return self.parent is None or self.parent.inode_of(self.name) == self.inode
-
-    @property
-    def children(self) -> "Children":
-        """Its entries by name."""
-        return Children(self)
-
-    def inode_of(self, name: str) -> int:
-        """The inode of the entry of that name, 0 if there is none."""
-        at = self.entries.find(name)
-        return self.entries.inodes[at] if at >= 0 else 0
-
-    def node(self, entries: Entries, at: int) -> "Node":
-        """The node of an entry that is or was in this directory: the one in the table, or else a new one, which is not
-        in the table."""
-        inode = entries.inodes[at]
-        found = self.table.get(inode)
-        if found is not None:
-            return found
-        if not entries.is_directory(at):
-            return File(inode, self, entries, at)
-        name = entries.name(at)
-        return Directory(inode, name, self, f"{self.prefix}{name}/", self.place, self.table)
-
-
-Node = File | Directory
-
-
-class Children(Mapping[str, Node]):
-    """The entries of a directory by name, as nodes."""
-
-    __slots__ = ("_directory",)
-
-    def __init__(self, directory: Directory) -> None:
-        self._directory = directory
-
-    def __getitem__(self, name: str) -> Node:
-        at = self._directory.entries.find(name)
-        if at < 0:
-            raise KeyError(name)
-        return self._directory.node(self._directory.entries, at)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._directory.entries.names()
-
-    def __len__(self) -> int:
-        return len(self._directory.entries)
-
-
-class Snapshot(Sequence[Node]):
-    """The entries of a directory as they were at one moment, sorted by name; nodes are made as they are looked at."""
-
-    __slots__ = ("_entries", "directory")
-
-    def __init__(self, directory: Directory) -> None:
-        self.directory = directory
-        self._entries = directory.entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @overload
-    def __getitem__(self, at: int) -> Node: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Node]: ...
-    def __getitem__(self, at: int | slice) -> Node | Sequence[Node]:
-        if isinstance(at, slice):
-            return [self[index] for index in range(*at.indices(len(self)))]
-        return self.directory.node(self._entries, range(len(self))[at])
-
-
 class Tree:
-    """The tree below `prefix`. `list_prefix` gives listings, `age` how old one is in seconds, `ttl` when it is too
-    old."""
+    """The tree of a branch, and of those in it."""
 
-    def __init__(
-        self,
-        *,
-        place: str,
-        prefix: str,
-        list_prefix: Callable[[str, bool], Awaitable[Listing]],
-        age: Callable[[Listing], float],
-        ttl: float,
-    ) -> None:
-        self._list = list_prefix
-        self._age = age
-        self._ttl = ttl
+    def __init__(self, branch: Branch) -> None:
         self._next_inode = ROOT + 1
         self._nodes: dict[int, Node] = {}
-        self.root = Directory(ROOT, "", None, prefix, place, self._nodes)
+        self.root = Directory(ROOT, "", None, branch.prefix, branch, self._nodes)
         self._nodes[ROOT] = self.root
+        self.tops: dict[str, Directory] = {branch.name: self.root}
+        """The directories at which branches begin that are listed, by the branch's name."""
         self._listing: dict[int, trio.Lock] = {}
-        self._hidden: OrderedDict[str, Counter[Hidden]] = OrderedDict()
-        self._doubts: OrderedDict[str, None] = OrderedDict()
+        self._hidden: OrderedDict[tuple[str, str], Counter[Hidden]] = OrderedDict()
+        self._doubts: OrderedDict[tuple[str, str], None] = OrderedDict()
+        if branch.below:
+            self.root.expires = math.inf
+            self.adopt(self.root, Listing("", (), tuple(f"{name}/" for name in branch.below), 0.0))
+            self.tops = {node.name: node for node in self.root.children.values() if isinstance(node, Directory)}
+            for node in self.tops.values():
+                self.remember(node)
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -253,13 +103,14 @@ class Tree:
             if trio.current_time() < directory.expires:
                 return
             asked = trio.current_time()
-            doubted = directory.doubted or directory.prefix in self._doubts
+            doubted = directory.doubted or _known_as(directory) in self._doubts
             directory.doubted = False
-            self._doubts.pop(directory.prefix, None)
-            listing = await self._list(directory.prefix, doubted)
+            self._doubts.pop(_known_as(directory), None)
+            branch = directory.branch
+            listing = await branch.list_prefix(directory.prefix, doubted)
             self.adopt(directory, listing)
             # At least a moment, so that the call that listed it may use it even with a TTL of zero.
-            directory.expires = max(asked + self._ttl - self._age(listing), trio.current_time() + 1e-3)
+            directory.expires = max(asked + branch.ttl - branch.age(listing), trio.current_time() + 1e-3)
         finally:
             if not lock.statistics().tasks_waiting:
                 self._listing.pop(directory.inode, None)
@@ -298,22 +149,25 @@ class Tree:
             node.lookups = max(0, node.lookups - count)
             self._drop(node)
 
-    def hidden(self) -> Counter[Hidden]:
-        """How many keys of the listings seen are hidden, and why; a common prefix counts as one."""
+    def hidden(self, name: str | None = None) -> Counter[Hidden]:
+        """How many keys of the listings seen are hidden, and why, in the branch of that name or in all; a common prefix
+        counts as one."""
         total: Counter[Hidden] = Counter()
-        for counted in self._hidden.values():
-            total.update(counted)
+        for (branch, _), counted in self._hidden.items():
+            if name is None or branch == name:
+                total.update(counted)
         return total
 
-    def listed_bytes(self) -> int:
-        """Bytes of all files in the directories that the kernel knows."""
-        return sum(sum(node.entries.infos.sizes) for node in self._nodes.values() if isinstance(node, Directory))
+    def listed_bytes(self, name: str) -> int:
+        """Bytes of all files in the directories of the branch of that name which the kernel knows."""
+        folders = [node for node in self._nodes.values() if isinstance(node, Directory) and node.branch.name == name]
+        return sum(sum(folder.entries.infos.sizes) for folder in folders)
 
     def adopt(self, directory: Directory, listing: Listing) -> None:
         """Make the directory's entries those of the listing; nodes that are the same stay. One step, without await."""
         before = directory.entries
         entries = directory.entries = Entries.of(listing, before, self._new_inodes)
-        self._count_hidden(directory.prefix, entries.hidden)
+        self._count_hidden(_known_as(directory), entries.hidden)
         for at, inode in enumerate(entries.inodes if before is not NOTHING else ()):
             node = self._nodes.get(inode)
             if isinstance(node, File):
@@ -328,10 +182,10 @@ class Tree:
                 if isinstance(node, File):
                     node.settle()
 
-    def _count_hidden(self, prefix: str, counted: Counter[Hidden]) -> None:
-        self._hidden.pop(prefix, None)
+    def _count_hidden(self, known_as: tuple[str, str], counted: Counter[Hidden]) -> None:
+        self._hidden.pop(known_as, None)
         if counted:
-            self._hidden[prefix] = counted
+            self._hidden[known_as] = counted
             _shorten(self._hidden)
 
     def _drop(self, node: Node) -> None:
@@ -341,7 +195,7 @@ class Tree:
             return
         self._nodes.pop(node.inode, None)
         if isinstance(node, Directory) and node.doubted:
-            self._doubts[node.prefix] = None
+            self._doubts[_known_as(node)] = None
             _shorten(self._doubts)
 
     def _new_inodes(self, count: int) -> int:
@@ -350,7 +204,12 @@ class Tree:
         return self._next_inode - count
 
 
-def _shorten(remembered: OrderedDict[str, Any]) -> None:
+def _known_as(directory: Directory) -> tuple[str, str]:
+    """What says which directory it is, also when it is made anew."""
+    return directory.branch.name, directory.prefix
+
+
+def _shorten(remembered: OrderedDict[Any, Any]) -> None:
     """Forget what was remembered first, if it is too much."""
     while len(remembered) > MOST_REMEMBERED:
         remembered.popitem(last=False)

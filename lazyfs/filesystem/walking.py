@@ -6,7 +6,11 @@ Must not know what is done with them. Loop thread only; may take many requests o
 from collections.abc import AsyncGenerator, Sequence
 
 from lazyfs.errors import NoSuchName
-from lazyfs.filesystem.tree import Directory, File, Node, Snapshot, Tree
+from lazyfs.filesystem.nodes import Directory, File, Node, Snapshot, parts
+from lazyfs.filesystem.tree import Tree
+
+Shown = tuple[str, str]
+"""A bucket and the time as of which it is shown."""
 
 
 class Walk:
@@ -14,8 +18,9 @@ class Walk:
 
     def __init__(self, tree: Tree, nodes: Sequence[Node]) -> None:
         self._tree = tree
-        self._doubted: set[str] = set()
-        found = {(where.place, name): (where, node) for node in nodes for where, name in [_place(node)]}
+        self._doubted: set[tuple[Shown, str]] = set()
+        every = [part for node in nodes for part in parts(node)]
+        found = {(_shown(where), name): (where, node) for node in every for where, name in [_place(node)]}
         tops = {key for key, (_, node) in found.items() if isinstance(node, Directory)}
         self._nodes = [node for key, (_, node) in sorted(found.items(), key=lambda it: it[0]) if not _below(key, tops)]
 
@@ -44,11 +49,11 @@ class Walk:
 
     def doubt(self, file: File) -> None:
         """A file was found not to be as listed: the next walk has its directory listed anew."""
-        self._doubted.add(file.parent.prefix)
+        self._doubted.add((_shown(file.parent), file.parent.prefix))
 
     async def _refresh(self, directory: Directory) -> None:
-        if directory.prefix in self._doubted:
-            self._doubted.discard(directory.prefix)
+        if (_shown(directory), directory.prefix) in self._doubted:
+            self._doubted.discard((_shown(directory), directory.prefix))
             directory.doubted = True
             directory.expires = float("-inf")
         await self._tree.refresh(directory)
@@ -59,11 +64,15 @@ def _place(node: Node) -> tuple[Directory, str]:
     return (node.parent, node.version.key) if isinstance(node, File) else (node, node.prefix)
 
 
-def _below(key: tuple[str, str], tops: set[tuple[str, str]]) -> bool:
-    place, name = key
+def _shown(directory: Directory) -> Shown:
+    return directory.place, directory.branch.moment
+
+
+def _below(key: tuple[Shown, str], tops: set[tuple[Shown, str]]) -> bool:
+    shown, name = key
     cut = len(name.rstrip("/"))
     while cut > 0:
         cut = name.rfind("/", 0, cut)
-        if (place, name[: cut + 1]) in tops:
+        if (shown, name[: cut + 1]) in tops:
             return True
     return False

@@ -13,19 +13,23 @@ from lazyfs.cache.disk import Disk
 from lazyfs.cache.pins import Pin, PinSet, bring_back, drop, load, put
 from lazyfs.cache.verifier import Verifier
 from lazyfs.cache.warming import Wanted, Warmer
-from lazyfs.config import parse_count
 from lazyfs.errors import UsageError
 from lazyfs.filesystem.control import Arguments, Command, plain
-from lazyfs.filesystem.tree import Directory, File, Node, Tree
+from lazyfs.filesystem.nodes import Directory, File, Node, parts
+from lazyfs.filesystem.tree import Tree
 from lazyfs.filesystem.walking import Walk
 from lazyfs.service import activity
 from lazyfs.service.witnesses import StoredDigests
+from lazyfs.words import parse_count
 
 GATHERED = 16
 """Warm jobs whose paths are told and that were not started; the oldest is forgotten first."""
 
 LONGEST = 48 * 1024
 """Bytes of keys in one answer that lists pins."""
+
+ALL_OF_IT = "(all of the bucket)"
+"""A pin of a bucket without a prefix."""
 
 BUSY = 5
 """Times that files which are being written just now are tried again to be evicted."""
@@ -121,36 +125,44 @@ class Commands:
     # ---- pins
 
     async def _pin(self, node: Node, _: Arguments) -> dict[str, Any]:
-        pin = _pin_of(node)
+        pins = _pins_of(node)
 
         def step() -> None:
             with self._disk.index.change() as (txn, tables):
-                put(txn, tables.pins, pin)
+                for pin in pins:
+                    put(txn, tables.pins, pin)
 
         await self._chunks.workers.write(step)
-        return {"pinned": 1}
+        return {"pinned": len(pins)}
 
     async def _unpin(self, node: Node, _: Arguments) -> dict[str, Any]:
-        pin = _pin_of(node)
+        pins = _pins_of(node)
 
         def step() -> tuple[int, PinSet]:
             with self._disk.index.change() as (txn, tables):
-                gone = drop(txn, tables.pins, pin)
+                gone = [key for pin in pins for key in drop(txn, tables.pins, pin)]
                 left = load(txn, tables.pins)
                 if gone:
                     bring_back(txn, tables.lru, tables.objects, left)
             return len(gone), left
 
         gone, left = await self._chunks.workers.write(step)
-        over = left.over(pin)
+        over = next((over for pin in pins if (over := left.over(pin))), None)
         return {"unpinned": gone, "over": over.key if over else None}
 
     async def _pins(self, node: Node, arguments: Arguments) -> dict[str, Any]:
-        """Those of this bucket, from the `after`th on; `more` if these are not all."""
+        """Those of this bucket, from the `after`th on; `more` if these are not all. Where several stand side by side,
+        each behind the name of the first one of its bucket."""
         after = parse_count(arguments.get("after", "0"))
         found = await self._chunks.workers.look(catalogue.pins, self._disk.index)
-        place = _place_of(node)
-        keys = [pin.key for pin in found.all if pin.place == place][after:]
+        names: dict[str, str] = {}
+        for part in parts(node):
+            names.setdefault(_pin_of(part).place, "" if part is node else f"{part.name}: ")
+        keys = [
+            f"{names[pin.place]}{pin.key or ALL_OF_IT}" if names[pin.place] else pin.key
+            for pin in found.all
+            if pin.place in names
+        ][after:]
         size = taken = 0
         for key in keys:
             size += 6 * len(key) + 8  # as JSON writes what is not ASCII
@@ -166,11 +178,14 @@ class Commands:
     # ---- evict
 
     async def _evict(self, node: Node, arguments: Arguments) -> dict[str, Any]:
-        below, index = _pin_of(node), self._disk.index
+        asked, index = _pins_of(node), self._disk.index
+
+        def below(one: catalogue.Known) -> bool:
+            return any(pin.covers(one.place, one.key) for pin in asked)
 
         def find() -> tuple[list[catalogue.Known], int]:
             held = PinSet(()) if arguments.get("pinned") == "1" else catalogue.pins(index)
-            there = [one for one in catalogue.known(index) if one.present and below.covers(one.place, one.key)]
+            there = [one for one in catalogue.known(index) if one.present and below(one)]
             going = [one for one in there if not held.cover(one.place, one.key)]
             return going, len(there) - len(going)
 
@@ -199,7 +214,8 @@ class Commands:
         """Of all files at or below the node; with `only=files` of a directory's own."""
         held = await self._chunks.workers.look(catalogue.pins, self._disk.index)
         files = size = cached = pinned = 0
-        async for file in Walk(self._tree, [node]).files(deep=arguments.get("only") != "files"):
+        deep = arguments.get("only") != "files"
+        async for file in Walk(self._tree, [node] if deep or parts(node) == [node] else []).files(deep=deep):
             here = self._disk.cached_bytes(file.version) if file.size else 0
             files, size, cached = files + 1, size + file.size, cached + here
             pinned += here if held.cover(file.version.place, file.version.key) else 0
@@ -220,5 +236,5 @@ def _pin_of(node: Node) -> Pin:
     return Pin(node.place, node.prefix)
 
 
-def _place_of(node: Node) -> str:
-    return _pin_of(node).place
+def _pins_of(node: Node) -> list[Pin]:
+    return [_pin_of(part) for part in parts(node)]

@@ -13,17 +13,21 @@ awscrt.http calls back with the interpreter's lock for every 16 KiB, so sockets 
 processes do not beat threads while receiving is one system call for a MiB.
 """
 
+from functools import partial
 from typing import Any
 
 from lazyfs.config import Config
 from lazyfs.objects import Source
-from lazyfs.stores.base import Store
+from lazyfs.stores.customer_keys import read_key
 from lazyfs.stores.s3 import S3Store
 from lazyfs.stores.traffic import Traffic
+from lazyfs.stores.versions import VersionedStore
 
 
-def s3_store(config: Config, source: Source, traffic: Traffic) -> Store:
-    """The store of the bucket, on what sends its GETs, with its requests counted in `traffic`."""
+def s3_store(config: Config, source: Source, traffic: Traffic | None = None) -> VersionedStore:
+    """The store of the bucket, on what sends its GETs, with its requests counted in `traffic`. `SetupError` for a
+    customer's key that cannot be used."""
+    key_file = config.sse_customer_key_file
     options: dict[str, Any] = {
         "endpoint_url": config.endpoint_url,
         "region": config.region,
@@ -38,9 +42,25 @@ def s3_store(config: Config, source: Source, traffic: Traffic) -> Store:
         "dual_stack": config.dual_stack,
         "fips": config.fips,
         "traffic": traffic,
+        "version_at": source.moment,
+        "customer_key": read_key(key_file) if key_file else None,
     }
+    hint = partial(refusal_hint, config)
     if config.s3_engine == "awscrt":
         from lazyfs.stores.crt import CrtStore  # noqa: PLC0415 - 30 ms of a start that nearly nobody asks for
 
-        return CrtStore(source.bucket, **options)
-    return S3Store(source.bucket, **options, quick=config.s3_engine != "boto3")
+        return VersionedStore(CrtStore(source.bucket, **options), hint=hint)
+    return VersionedStore(S3Store(source.bucket, **options, quick=config.s3_engine != "boto3"), hint=hint)
+
+
+def refusal_hint(config: Config, listing: bool) -> str:
+    """What a refusal may have to do with what was asked for, for S3 does not say: AccessDenied is all that a bucket of
+    somebody else, one whose requesters pay, and a wrong key of a customer's have in common."""
+    found = []
+    if config.expected_bucket_owner:
+        found.append(f"does account {config.expected_bucket_owner} of --expected-bucket-owner own the bucket?")
+    if config.sse_customer_key_file and not listing:
+        found.append("is the object encrypted with the key of --sse-customer-key-file?")
+    if listing and not config.requester_pays:
+        found.append("a bucket whose requesters pay wants --requester-pays")
+    return " ".join(found)

@@ -61,7 +61,7 @@ def gather(mount: RunningMount) -> Facts:
         fetch=mount.store.statistics(),
         waits={
             "connection": traffic.connection,
-            "gate": mount.store.gate_waits.state(),
+            "gate": mount.store.gate_waits(),
             "writer": mount.chunks.writer.waits.state(),
         },
         chunks=mount.chunks.statistics(),
@@ -74,7 +74,7 @@ def gather(mount: RunningMount) -> Facts:
         disk_evicted=mount.disk.evicted_bytes,
         disk_failures=mount.disk.failures,
         verified=mount.verifier.statistics(),
-        sources=1,
+        sources=len(mount.tree.tops),
         open_files=len(mount.files),
         inodes=len(mount.tree),
         hidden={reason.name.lower(): count for reason, count in mount.tree.hidden().items()},

@@ -5,7 +5,7 @@ from typing import Any
 
 from lazyfs.errors import UsageError
 from lazyfs.filesystem.control import Arguments, Command
-from lazyfs.filesystem.tree import Directory, Node
+from lazyfs.filesystem.nodes import Directory, Node
 from lazyfs.service.logs import LEVELS, change_log_level
 
 

@@ -9,8 +9,8 @@ import os
 import socket
 import stat
 
-from lazyfs.config import Address
 from lazyfs.errors import SetupError
+from lazyfs.words import Address
 
 BACKLOG = 16
 """Connections that wait in the kernel until they are taken."""

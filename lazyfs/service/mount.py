@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,35 +19,28 @@ from lazyfs import __version__, errors
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
-from lazyfs.cache.listings import Listings
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.verifier import Verifier
 from lazyfs.cache.warming import Warmer
-from lazyfs.config import Config
+from lazyfs.config import Config, SourceConfig
 from lazyfs.filesystem.control import Control
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.fuse import Operations
+from lazyfs.filesystem.nodes import File
 from lazyfs.filesystem.options import mount_options
 from lazyfs.filesystem.session import Session
-from lazyfs.filesystem.tree import File, Tree
-from lazyfs.objects import GIB, Source
+from lazyfs.filesystem.tree import Tree
+from lazyfs.objects import GIB
 from lazyfs.reading.streams import Budget
 from lazyfs.service import activity, levels, machine, mounts
 from lazyfs.service.commands import Commands
-from lazyfs.service.engines import s3_store
 from lazyfs.service.logs import log_level
+from lazyfs.service.origins import Origins, stores_of
 from lazyfs.service.watchdog import GRACE
 from lazyfs.service.witnesses import StoredDigests
-from lazyfs.stores.fetch import PatientStore
 from lazyfs.stores.traffic import Traffic
 
 log = logging.getLogger(__name__)
-
-CHECK_PATIENCE = 10.0
-"""Seconds for which the first request may fail before the mount is given up."""
-
-LONGEST_TTL = 10 * 365 * 86400.0
-"""Seconds: what `indefinite` comes to. Infinity less the age of a listing of unknown age is not a number."""
 
 READ_AHEAD_SHARE = 0.7
 """Of the memory budget, for bytes read ahead; the rest is for demand and for chunks waiting to be written."""
@@ -71,25 +65,26 @@ class RunningMount:
     """The rooms of one mount. Built inside the loop; `nursery` runs what lives as long as the mount."""
 
     def __init__(
-        self, config: Config, source: Source, mountpoint: str, nursery: trio.Nursery, handed: int | None = None
+        self,
+        config: Config,
+        sources: Sequence[SourceConfig],
+        mountpoint: str,
+        nursery: trio.Nursery,
+        handed: int | None = None,
     ) -> None:
         self._config = config
         self._handed = handed
-        self.source = source
         self._mountpoint = mountpoint
         self._started = time.time()
         self._kernel = machine.KernelParameters(0, 0, 0)
-        ttl = min(config.metadata_ttl, LONGEST_TTL)
         budget = config.memory_budget or machine.default_memory_budget()
         self.traffic = Traffic()
-        s3 = s3_store(config, source, self.traffic)
         self.budget = budget
         self.metrics_at = ""
         """Where the numbers of this mount can be asked for; empty where they cannot."""
         self.activity = activity.Activity()
         logging.getLogger("lazyfs").addHandler(self.activity.words)
-        watched = self.activity.watched(s3)
-        self.store = PatientStore(watched, connections=config.max_connections, retry_budget=config.retry_budget)
+        self.store = stores_of(sources, watched=self.activity.watched, traffic=self.traffic)
         named = Path(config.cache_dir).absolute() if config.cache_dir else None
         directory = CacheDirectory(named or default_cache_dir(), create=named is None)
         self.disk = Disk(directory, max_size=config.max_cache_size, min_free=config.min_free_space)
@@ -100,24 +95,12 @@ class RunningMount:
             memory=self.memory,
             nursery=nursery,
             span_size=config.read_part_size,
-            ways=config.max_connections,
+            ways=max(one.config.max_connections for one in sources),
+            origins=[one.name for one in sources],
         )
-        self.listings = Listings(
-            place=source.place,
-            root=source.prefix,
-            store=self.store,
-            disk=self.disk,
-            in_writer=self.chunks.writer.step,
-            ttl=ttl,
-            nursery=nursery,
-        )
-        self.tree = Tree(
-            place=source.place,
-            prefix=source.prefix,
-            list_prefix=self.listings.list,
-            age=self.listings.age,
-            ttl=ttl,
-        )
+        self.origins = Origins(sources, stores=self.store, disk=self.disk, chunks=self.chunks, nursery=nursery)
+        self.tree = Tree(self.origins.branch)
+        self.origins.follow(self.tree)
         self.digests = StoredDigests(self.store, self.chunks)
         self.verifier = Verifier(
             chunks=self.chunks,
@@ -148,7 +131,7 @@ class RunningMount:
         self.operations = Operations(
             tree=self.tree,
             files=self.files,
-            total_size=self.listings.total_size,
+            total_size=lambda: self.origins.total_size(self.tree),
             report=self.report,
             xattrs=self._xattrs,
             control=Control({**self.commands.table(), **levels.TABLE}, owner=os.geteuid()),
@@ -162,36 +145,15 @@ class RunningMount:
         )
 
     async def check(self) -> None:
-        """Make sure that the bucket can be listed, by the listing that the root needs anyway; a warm start sends
-        nothing. `SetupError` says in one sentence what is wrong."""
-        url = self.source.url
-        where = f" at {self._config.endpoint_url}" if self._config.endpoint_url else ""
-        try:
-            # Less patience than a reader has: somebody waits for this command.
-            self.listings.patience = CHECK_PATIENCE
-            await self.tree.refresh(self.tree.root)
-        except errors.NotFound:
-            raise errors.SetupError(
-                f"there is no bucket {self.source.bucket!r}{where}; check its name and region"
-            ) from None
-        except errors.AccessDenied as error:
-            raise errors.SetupError(f"cannot list {url}{where}: {error}") from None
-        except errors.Unreachable as error:
-            raise errors.SetupError(
-                f"cannot reach {url}{where}; check the endpoint and the network ({error})"
-            ) from None
-        except errors.StoreError as error:
-            raise errors.SetupError(f"cannot list {url}{where}: {error}") from None
-        finally:
-            self.listings.patience = None
-        if not self.tree.root.children:
-            log.warning("%s has no objects yet", url)
+        """Make sure that every source can be listed; a warm start sends nothing. `SetupError` says in one sentence what
+        is wrong."""
+        await self.origins.check(self.tree)
 
     def attach(self) -> Session:
         """Mount it."""
         config = self._config
         options = mount_options(
-            self.source.url, allow_other=config.allow_other, allow_root=config.allow_root, noexec=config.noexec
+            self.origins.device, allow_other=config.allow_other, allow_root=config.allow_root, noexec=config.noexec
         )
         place = self._mountpoint if self._handed is None else f"/dev/fd/{self._handed}"
         return Session(self.operations, place, options)
@@ -237,7 +199,7 @@ class RunningMount:
         """What this mount is doing, in one line for `systemctl status`."""
         fetched, kept = (f"{n / GIB:.1f} GiB" for n in (self.store.statistics().bytes_received, self.disk.used()))
         return (
-            f"{self.source.url} at {self._mountpoint}: fetched {fetched}, {kept} in the cache, "
+            f"{self.origins.title} at {self._mountpoint}: fetched {fetched}, {kept} in the cache, "
             f"{len(self.files)} files open, {self.operations.failures} failures"
         )
 
@@ -247,7 +209,8 @@ class RunningMount:
             {
                 "version": __version__,
                 "pid": os.getpid(),
-                "source": self.source.url,
+                "source": self.origins.device,
+                "sources": self.origins.report(self.tree),
                 "mountpoint": self._mountpoint,
                 "uptime": round(time.time() - self._started, 3),
                 "reads": {"count": self.operations.reads, "bytes": self.operations.read_bytes},
@@ -288,8 +251,10 @@ class RunningMount:
         }
         if verdict is not None and verdict.sha256:
             found["sha256"] = verdict.sha256
-        if version.version_id:
-            found["version_id"] = version.version_id
+        if version_id := self.store.version_id(version):
+            found["version_id"] = version_id
+        if file.storage_class:
+            found["storage_class"] = file.storage_class
         return found
 
     def _opened(self, file: File) -> None:

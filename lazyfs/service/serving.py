@@ -8,14 +8,13 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
 from lazyfs import errors
-from lazyfs.config import Config
+from lazyfs.config import Config, SourceConfig
 from lazyfs.filesystem.session import Session
-from lazyfs.objects import Source
 from lazyfs.service.mount import RunningMount
 from lazyfs.service.notify import notify
 from lazyfs.service.watchdog import Watchdog
@@ -29,7 +28,7 @@ LAST_READS = 2.0
 
 async def serve(
     config: Config,
-    source: Source,
+    sources: Sequence[SourceConfig],
     mountpoint: str,
     ready: Callable[[], None],
     *,
@@ -45,7 +44,7 @@ async def serve(
     watchdog = Watchdog(mountpoint, signals)
     async with trio.open_nursery() as nursery:
         try:
-            mount = RunningMount(config, source, mountpoint, nursery, handed)
+            mount = RunningMount(config, sources, mountpoint, nursery, handed)
             await _live(config, mount, mountpoint, nursery, watchdog, ready)
         except Exception as error:  # noqa: BLE001 - raised again outside, where no nursery wraps it in a group
             failure = error
@@ -65,7 +64,7 @@ async def _live(
     """From the first request to the end of the process."""
     stop, ended, reads = trio.Event(), trio.Event(), trio.CancelScope()
     nursery.start_soon(_stop_when_asked, watchdog, stop)
-    notify(f"STATUS=asking S3 for {mount.source.url}")
+    notify(f"STATUS=asking S3 for {mount.origins.title}")
     watching: Watching | None = None
     try:
         watching = Watching(config, mount)
@@ -87,7 +86,7 @@ async def _live(
         # In a thread: it runs programs that may look at every mount, this one included.
         await trio.to_thread.run_sync(mount.tune)
         watching.mounted(True)
-        log.info("%s is mounted at %s", mount.source.url, mountpoint)
+        log.info("%s is mounted at %s", mount.origins.title, mountpoint)
         watchdog.said = mount.status()
         notify("READY=1", f"STATUS={watchdog.said}")
         ready()
@@ -108,7 +107,7 @@ async def _live(
         watching.close()
     await watching.stop()
     await mount.end()
-    log.info("%s is unmounted from %s", mount.source.url, mountpoint)
+    log.info("%s is unmounted from %s", mount.origins.title, mountpoint)
     # Worker threads may still wait on silent connections, for bytes that have no reader any more.
     logging.shutdown()
     os._exit(0)

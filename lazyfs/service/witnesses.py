@@ -7,10 +7,10 @@ from collections import OrderedDict
 
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.verdicts import Expected
+from lazyfs.filesystem.nodes import File
 from lazyfs.filesystem.sidecars import beside, is_sidecar, sha256_in
-from lazyfs.filesystem.tree import File
 from lazyfs.objects import Checksums, ObjectVersion
-from lazyfs.stores.fetch import PatientStore
+from lazyfs.stores.several import Stores
 
 MOST_FILES = 4096
 """Opened files that are remembered, so that the names beside them can be looked up when all of one is here."""
@@ -19,7 +19,7 @@ MOST_FILES = 4096
 class StoredDigests:
     """The witnesses of one mount; see `cache.verifier.Witnesses`."""
 
-    def __init__(self, store: PatientStore, chunks: ChunkCache) -> None:
+    def __init__(self, store: Stores, chunks: ChunkCache) -> None:
         self._store = store
         self._chunks = chunks
         self._files: OrderedDict[bytes, File] = OrderedDict()

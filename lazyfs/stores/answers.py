@@ -17,6 +17,15 @@ _SLOW_DOWN = {"SlowDown", "503", "429", "TooManyRequests", "RequestLimitExceeded
 _RENEWABLE = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
 
 
+_ENCRYPTION = re.compile(
+    "(encryption parameters are not applicable)|form of server side encryption|customer provided key|"
+    "secret key was invalid|encryption parameters did not match", re.IGNORECASE
+)
+"""How S3, MinIO and Ceph say that a key of the customer's is wanted, is wrong, or (the first) is not wanted."""
+
+_KEY_WANTED = "the object is encrypted with a key of its owner's; mount with that one, --sse-customer-key-file"
+_KEY_UNWANTED = "the object is not encrypted with a customer's key; mount without --sse-customer-key-file to read it"
+
 MOST_WORDS = 1000
 """Letters of what a server says about a failure that are repeated. Fewer than the 4,300 digits from which Python
 refuses to read a number, which an `&#...;` could be."""
@@ -24,13 +33,15 @@ refuses to read a number, which an `&#...;` could be."""
 
 @dataclass(frozen=True, slots=True)
 class RangeAnswer:
-    """The head of an answer. `length` is the Content-Length, None where there was none; `coding` see below."""
+    """The head of an answer. `length` is the Content-Length, None where there was none; `coding` see below;
+    `version_id` is x-amz-version-id."""
 
     status: int
     etag: str = ""
     content_range: str = ""
     length: int | None = None
     coding: str = ""
+    version_id: str = ""
 
 
 def coding(headers: Mapping[str, str]) -> str:
@@ -106,7 +117,9 @@ def failure(status: int, code: str, message: str) -> StoreError:
     """
     text = f"{code or status}: {message or 'no word of S3 with it'}"[:MOST_WORDS]
     if code == "InvalidObjectState":
-        return ArchivedObject(f"{text} (restore the object first)")
+        return ArchivedObject(text)
+    if status == 400 and (word := _ENCRYPTION.search(message)):
+        return AccessDenied(f"{text} ({_KEY_UNWANTED if word[1] else _KEY_WANTED})")
     if status in (412, 416) or code in {"PreconditionFailed", "InvalidRange"}:
         return ObjectChanged(text)
     if code in _RENEWABLE or code == "RequestTimeout":

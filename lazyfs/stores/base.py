@@ -53,8 +53,24 @@ class Claim:
             self.on_change()
 
 
-class Store(Protocol):
-    """An origin of bytes. Raises only `errors.StoreError` and its kinds."""
+class Reads(Protocol):
+    """Where bytes of versions come from. Raises only `errors.StoreError` and its kinds."""
+
+    async def read(
+        self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
+    ) -> None:
+        """Fill `into`, in order, with the bytes of `version` from `start` on, exactly, or raise.
+
+        The buffers together must not reach past the version's size. `ObjectChanged` when the key no longer holds this
+        version: bytes of another version are never delivered. After an error, what `arrived` counted is still good.
+        A read is not left before it no longer writes to `into`, so the buffers may be reused as soon as it is over;
+        only a loop that is shutting down for good cancels one.
+        """
+        ...
+
+
+class Store(Reads, Protocol):
+    """An origin of bytes, and of what there is of them."""
 
     async def list(self, prefix: str) -> Listing:
         """The complete listing right below `prefix` (empty, or ending in `/`), every page of it, or an error."""
@@ -76,16 +92,4 @@ class Store(Protocol):
     async def checksums(self, version: ObjectVersion) -> Checksums:
         """What the store keeps of all bytes of a version, empty if nothing; checksums of parts do not count.
         `ObjectChanged` when the key no longer holds this version."""
-        ...
-
-    async def read(
-        self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
-    ) -> None:
-        """Fill `into`, in order, with the bytes of `version` from `start` on, exactly, or raise.
-
-        The buffers together must not reach past the version's size. `ObjectChanged` when the key no longer holds this
-        version: bytes of another version are never delivered. After an error, what `arrived` counted is still good.
-        A read is not left before it no longer writes to `into`, so the buffers may be reused as soon as it is over;
-        only a loop that is shutting down for good cancels one.
-        """
         ...

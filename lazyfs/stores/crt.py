@@ -36,11 +36,13 @@ from awscrt.io import (
 
 from lazyfs.errors import SetupError, StoreError, Transient
 from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretch
-from lazyfs.stores.answers import RangeAnswer, check_range, coding, element, failure
+from lazyfs.stores.answers import RangeAnswer, coding, element, failure
 from lazyfs.stores.base import Arrived, Claim
-from lazyfs.stores.s3 import S3Store, translated
+from lazyfs.stores.border import translated
+from lazyfs.stores.s3 import S3Store
 from lazyfs.stores.signing import Pattern
 from lazyfs.stores.traffic import GET, Trip
+from lazyfs.stores.versions import VersionIds
 from lazyfs.stores.wire import CONNECT_TIMEOUT, LONGEST_ERROR, PIECE_SIZE, STALL_TIMEOUT
 
 
@@ -85,6 +87,15 @@ class CrtStore:
         """See `base.Store.checksums`."""
         return await self._s3.checksums(version)
 
+    @property
+    def version_ids(self) -> VersionIds:
+        """See `versions.Origin.version_ids`."""
+        return self._s3.version_ids
+
+    async def find_version(self, version: ObjectVersion) -> str:
+        """See `versions.Origin.find_version`."""
+        return await self._s3.find_version(version)
+
     def close(self) -> None:
         """Close the connections that are idle."""
         while self._idle:
@@ -126,7 +137,7 @@ class CrtStore:
 
         try:
             trip.sent(waited=True)
-            check = partial(_check, version, start, stop)
+            check = partial(self.version_ids.check, version=version, start=start, stop=stop)
             exchange = _Exchange(connection, request, trip, check, into, arrived, wake)
             claim.sever = exchange.sever
             exchange.activate()
@@ -252,8 +263,8 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
         text = headers.get("content-length", "")
         # Python refuses more than 4,300 digits, and an exception here would leave nobody to wake the reader.
         length = int(text) if re.fullmatch("[0-9]{1,4000}", text) else None
-        etag, found = headers.get("etag", ""), headers.get("content-range", "")
-        self._head = RangeAnswer(status_code, etag, found, length, coding(headers))
+        etag, found, known = (headers.get(name, "") for name in ("etag", "content-range", "x-amz-version-id"))
+        self._head = RangeAnswer(status_code, etag, found, length, coding(headers), known)
         self.keeps = headers.get("connection", "").lower() != "close"
         if status_code not in (200, 206):
             self._error = bytearray()
@@ -319,10 +330,6 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
         if self._received > self._told:
             self._told = self._received
             self._arrived(self._told)
-
-
-def _check(version: ObjectVersion, start: int, stop: int, head: RangeAnswer) -> None:
-    check_range(head, version, start, stop)
 
 
 def _parsed(raw: bytes) -> HttpRequest:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import trio
 
-from lazyfs.errors import Dropped, StoreError, Transient, Unreachable
+from lazyfs.errors import AccessDenied, Dropped, StoreError, Transient, Unreachable
 from lazyfs.objects import KIB, Checksums, Listing, ObjectInfo, ObjectVersion, Stretch, tail
 from lazyfs.stores.base import Arrived, Claim, Store
 from lazyfs.stores.endpoint import Endpoint
@@ -97,10 +97,17 @@ class PatientStore:
         """How long reads waited until they might ask the endpoint."""
         self._sent: dict[Progress, _Sent] = {}
         self._something = trio.Event()
+        self.trouble: str | None = None
+        """What was wrong when it was asked last: empty if it gave an answer, None if it was not asked yet."""
 
     def useful(self) -> int | None:
         """Bytes in flight that keep the network busy, as far as reads have shown; see `pace`."""
         return self._pace.useful
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was read from it."""
+        return self._counts["get_requests"] > 0
 
     async def watch(self) -> None:
         """Restart reads that fall behind their peers, and break off those that bring next to nothing, for ever; without
@@ -144,9 +151,9 @@ class PatientStore:
         what = f"list below {prefix!r} after {after!r}"
         return await self._ask("list_requests", what, lambda: self._inner.stretch(prefix, after), budget)
 
-    async def total_size(self, prefix: str) -> int:
-        """See `base.Store.total_size`."""
-        return await self._ask("list_requests", f"list {prefix!r}", lambda: self._inner.total_size(prefix))
+    async def total_size(self, prefix: str, *, budget: float | None = None) -> int:
+        """See `base.Store.total_size`; `budget` as in `list`."""
+        return await self._ask("list_requests", f"list {prefix!r}", lambda: self._inner.total_size(prefix), budget)
 
     async def stat(self, key: str) -> ObjectInfo:
         """See `base.Store.stat`."""
@@ -235,6 +242,7 @@ class PatientStore:
                 found = await ask(trial)
             except Transient as error:
                 now = self._clock()
+                self.trouble = str(error)
                 self._counts["slow_downs"] += error.slow_down
                 self._endpoint.failed(trial.sent, slow_down=error.slow_down)
                 if trial.done - counted >= PROGRESS:
@@ -248,9 +256,11 @@ class PatientStore:
                 await self._endpoint.wait(wait)
             except Dropped:
                 raise
-            except StoreError:
+            except StoreError as error:
                 self._endpoint.worked()  # a refusal is an answer, too
+                self.trouble = str(error) if isinstance(error, AccessDenied) else ""
                 raise
             else:
                 self._endpoint.worked()
+                self.trouble = ""
                 return found

@@ -49,7 +49,7 @@ class Lister:
     def total_size(self, prefix: str) -> int:
         """See `base.Store.total_size`; of `MOST_COUNTED` pages at most."""
         pages = itertools.islice(self._pages(Prefix=prefix), MOST_COUNTED)
-        return sum(size for page in pages for _, _, size, _, _ in page.rows)
+        return sum(row[2] for page in pages for row in page.rows)
 
     def _pages(self, **arguments: Any) -> Iterator[Page]:
         """All pages of a listing, whose tokens must lead on: a server that sends us where we were never ends."""

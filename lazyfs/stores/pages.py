@@ -18,7 +18,7 @@ LARGEST = 64 << 20
 """Bytes of a page: 1,000 keys of 1,024 bytes, url-encoded, are 4 MiB."""
 
 
-_ONCE = ("Key", "Prefix", "Size", "LastModified", "ETag", "StorageClass")
+_ONCE = ("Key", "Prefix", "Size", "LastModified", "ETag", "StorageClass", "VersionId", "IsLatest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,23 @@ class Page:
 
 def read_page(body: bytes) -> Page:
     """The page. `Transient` for what is none of S3's, or lacks something: a part of a listing would take names away."""
+    root, top, encoded = document(body, "ListBucketResult")
+    following = top.get("NextContinuationToken", "") if top["IsTruncated"] == "true" else ""
+    if top["IsTruncated"] == "true" and not following:
+        raise Transient("the listing goes on and does not say where")
+    rows, prefixes = [], []
+    for child in root:
+        kind = name_of(child)
+        if kind == "Contents":
+            rows.append(row_of(fields_of(child), encoded=encoded))
+        elif kind == "CommonPrefixes":
+            prefixes.append(decoded(said(fields_of(child), "Prefix"), encoded=encoded))
+    return Page(rows, prefixes, following)
+
+
+def document(body: bytes, kind: str) -> tuple[Element, dict[str, str], bool]:
+    """The root of a page of this kind, what is said right below it, whether its keys are url-encoded; `IsTruncated` is
+    `true` or `false`. `Transient` for anything else."""
     if len(body) > LARGEST:
         raise Transient(f"a page of a listing of {len(body)} bytes")
     if b"<!DOCTYPE" in body:
@@ -43,63 +60,65 @@ def read_page(body: bytes) -> Page:
         root: Element = parser.close()
     except (ParseError, LookupError, ValueError) as error:
         raise Transient(f"asked for a listing, got no XML with status 200: {error}") from None
-    if _name(root) != "ListBucketResult":
+    if name_of(root) != kind:
         raise Transient("asked for a listing, got something else with status 200")
-    top = {_name(child): child.text or "" for child in root}
+    top = {name_of(child): child.text or "" for child in root}
     if "IsTruncated" not in top:
         raise Transient("asked for a listing, got something else with status 200")
-    more, encoded = top["IsTruncated"].strip().lower(), top.get("EncodingType") == "url"
+    top["IsTruncated"] = more = top["IsTruncated"].strip().lower()
     if more not in ("true", "false"):
         raise Transient(f"the answer says that it is {more[:20]!r} truncated")
-    if more == "true" and not top.get("NextContinuationToken"):
-        raise Transient("the listing goes on and does not say where")
-    rows, prefixes = [], []
-    for child in root:
-        kind = _name(child)
-        if kind == "Contents":
-            rows.append(_row(child, encoded=encoded))
-        elif kind == "CommonPrefixes":
-            prefixes.append(_decoded(_said(_fields(child), "Prefix"), encoded=encoded))
-    return Page(rows, prefixes, top["NextContinuationToken"] if more == "true" else "")
+    return root, top, top.get("EncodingType") == "url"
 
 
-def _row(item: Element, *, encoded: bool) -> Row:
-    fields = _fields(item)
-    modified, size = _said(fields, "LastModified"), _said(fields, "Size")
+def row_of(fields: dict[str, str], *, encoded: bool, version: str = "") -> Row:
+    """What is said of one object, or of one `version` of it."""
+    size = said(fields, "Size")
+    # Fractions of seconds are not kept, for a HEAD has none.
+    seconds = int(modified(fields))
     try:
-        # As S3 has them; the other forms of ISO 8601 are taken for no time, such as many digits.
-        moment = datetime.datetime.fromisoformat(modified if modified[4:11:6] == "-T" else "")
-        # Without a zone it is UTC, as everywhere in S3; fractions are not kept, for a HEAD has none.
-        seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp())
         count = int(size)
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise Transient(f"a listing with a size or time that is none: {error!s:.80}") from None
-    key = _decoded(_said(fields, "Key"), encoded=encoded)
+    key = decoded(said(fields, "Key"), encoded=encoded)
     if not 0 <= count < 1 << 63:
         raise Transient(f"{key[:80]!r} is listed with {size[:40]} bytes, which cannot be")
-    return key, fields.get("ETag", ""), count, seconds * 10**9, fields.get("StorageClass", "")
+    return key, fields.get("ETag", ""), count, seconds * 10**9, fields.get("StorageClass", ""), version
 
 
-def _fields(item: Element) -> dict[str, str]:
-    fields = {_name(child): child.text or "" for child in item}
-    if len(fields) < len(item) and max(Counter(map(_name, item))[name] for name in _ONCE) > 1:
+def modified(fields: dict[str, str]) -> float:
+    """When it was written, in seconds since the epoch."""
+    text = said(fields, "LastModified")
+    try:
+        # As S3 has them; the other forms of ISO 8601 are taken for no time, such as many digits.
+        moment = datetime.datetime.fromisoformat(text if text[4:11:6] == "-T" else "")
+        # Without a zone it is UTC, as everywhere in S3.
+        return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise Transient(f"a listing with a size or time that is none: {error!s:.80}") from None
+
+
+def fields_of(item: Element) -> dict[str, str]:
+    """What stands right below an element; `Transient` if it says something of an object twice."""
+    fields = {name_of(child): child.text or "" for child in item}
+    if len(fields) < len(item) and max(Counter(map(name_of, item))[name] for name in _ONCE) > 1:
         raise Transient("the answer says something of an object twice")
     return fields
 
 
-def _said(fields: dict[str, str], name: str) -> str:
+def said(fields: dict[str, str], name: str) -> str:
     """What a page must say of each of its items."""
     if name not in fields:
         raise Transient(f"the answer does not say {name}")
     return fields[name]
 
 
-def _name(element: Element) -> str:
+def name_of(element: Element) -> str:
     """Of its tag, whatever namespace a server puts it in."""
     return element.tag.rpartition("}")[2]
 
 
-def _decoded(text: str, *, encoded: bool) -> str:
+def decoded(text: str, *, encoded: bool) -> str:
     """A key as it is. What is no UTF-8 becomes surrogates, which no other key has."""
     if not encoded or ("%" not in text and "+" not in text):
         return text

@@ -15,8 +15,9 @@ import botocore.exceptions
 from botocore.utils import get_environ_proxies
 
 from lazyfs.errors import StoreError
+from lazyfs.stores.border import translated
 from lazyfs.stores.client import Connection
-from lazyfs.stores.s3 import translated
+from lazyfs.stores.customer_keys import open_way, sse_arguments
 from lazyfs.stores.traffic import Traffic
 
 PIECE = 256 * 1024
@@ -54,14 +55,28 @@ class Answered:
 class Probe:
     """One bucket. `arguments` as `Connection` takes them; `SetupError` if there is no such profile or CA bundle."""
 
-    def __init__(self, bucket: str, prefix: str, *, common: Mapping[str, str], **arguments: Any) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        *,
+        common: Mapping[str, str],
+        customer_key: bytes | None = None,
+        **arguments: Any,
+    ) -> None:
         self._prefix = prefix
+        self._key = customer_key
         self._common = {"Bucket": bucket, **common}
         self._connection = Connection(**arguments, connections=LANES, traffic=Traffic())
 
     @property
     def _client(self) -> Any:
         return self._connection.ready()[0]
+
+    def _for_objects(self) -> dict[str, Any]:
+        """What is said of an object; a customer's key only where it may go, without which S3 says what it wants."""
+        key = self._key if self._key and not open_way(self.endpoint) else None
+        return {**self._common, **(sse_arguments(key) if key else {})}
 
     @property
     def endpoint(self) -> str:
@@ -100,13 +115,13 @@ class Probe:
 
     def head(self, key: str) -> Answered:
         """An object, with its checksums."""
-        return self._asked(lambda: self._client.head_object(**self._common, Key=key, ChecksumMode="ENABLED"))
+        return self._asked(lambda: self._client.head_object(**self._for_objects(), Key=key, ChecksumMode="ENABLED"))
 
     def first_byte(self, key: str) -> Answered:
         """One byte of an object, which must not be empty."""
 
         def get() -> Any:
-            answer = self._client.get_object(**self._common, Key=key, Range="bytes=0-0")
+            answer = self._client.get_object(**self._for_objects(), Key=key, Range="bytes=0-0")
             answer["Body"].read()
             return answer
 
@@ -122,7 +137,7 @@ class Probe:
         def receive(start: int) -> None:
             nonlocal received
             stop = min(total, start + step)
-            body = self._client.get_object(**self._common, Key=key, Range=f"bytes={start}-{stop - 1}")["Body"]
+            body = self._client.get_object(**self._for_objects(), Key=key, Range=f"bytes={start}-{stop - 1}")["Body"]
             while time.monotonic() - began < seconds and (piece := body.read(PIECE)):
                 with lock:
                     received += len(piece)

@@ -4,10 +4,10 @@ Its job: tell an answer that is the range from one that is a failure and from on
 Must not know botocore. Blocks; in whatever thread the store runs it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lazyfs.objects import ObjectVersion
-from lazyfs.stores.answers import RangeAnswer, check_range, element, failure
+from lazyfs.stores.answers import RangeAnswer, element, failure
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.signing import Pattern, Signer
 from lazyfs.stores.traffic import Trip
@@ -24,8 +24,10 @@ def read_quickly(
     arrived: Arrived,
     claim: Claim,
     trip: Trip,
+    check: Callable[[RangeAnswer, ObjectVersion, int, int], None],
 ) -> bool:
-    """One GET over a wire; False if its answer is for botocore to deal with, and nothing has arrived."""
+    """One GET over a wire, whose answer `check` finds right or raises; False if it is for botocore to deal with, and
+    nothing has arrived."""
     stop = start + sum(len(view) for view in into)
     request = signer.request(pattern, version, start, stop)
     wire = wires.take()
@@ -48,12 +50,8 @@ def read_quickly(
         if not head.plain:
             return False
         found = head.headers
-        check_range(
-            RangeAnswer(head.status, found.get("etag", ""), found.get("content-range", ""), head.length),
-            version,
-            start,
-            stop,
-        )
+        etag, span, known = (found.get(name, "") for name in ("etag", "content-range", "x-amz-version-id"))
+        check(RangeAnswer(head.status, etag, span, head.length, version_id=known), version, start, stop)
         wire.fill(head, into, arrived)
         used_up = head.keeps
     finally:

@@ -17,17 +17,20 @@ from typing import Any, TypeVar
 
 import botocore.exceptions
 import trio
-import urllib3.exceptions
 
-from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, StoreError, Transient
+from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, SetupError, Transient
 from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretch
-from lazyfs.stores.answers import RangeAnswer, check_range, coding, failure, full_checksums, opaque
+from lazyfs.stores.answers import RangeAnswer, coding, full_checksums, opaque
 from lazyfs.stores.base import Arrived, Claim
+from lazyfs.stores.border import status_of, translated
 from lazyfs.stores.client import Connection
+from lazyfs.stores.customer_keys import open_way, sse_arguments
+from lazyfs.stores.history import History, VersionPages
 from lazyfs.stores.lister import Lister
 from lazyfs.stores.quick import read_quickly
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
 from lazyfs.stores.traffic import GET, Traffic, Trip
+from lazyfs.stores.versions import VersionIds
 from lazyfs.stores.wire import PIECE_SIZE, Wires
 
 T = TypeVar("T")
@@ -54,9 +57,13 @@ class S3Store:
         dual_stack: bool = False,
         fips: bool = False,
         traffic: Traffic | None = None,
+        version_at: str = "",
+        customer_key: bytes | None = None,
     ) -> None:
-        """Make the client. Sends nothing. `SetupError` for a profile or a CA bundle that does not exist.
+        """Make the client. Sends nothing. `SetupError` for a profile or a CA bundle that does not exist, or a key of a
+        customer's that all could see on its way.
 
+        `version_at`: list what there was at that moment, see `moments`. `customer_key`: the 32 bytes of SSE-C.
         `quick`: GETs go over `wire` where that can be; else all by botocore. `traffic` counts what is sent.
         """
         self.traffic = traffic or Traffic()
@@ -86,7 +93,18 @@ class S3Store:
             fips=fips,
             traffic=self.traffic,
         )
-        self._lister = Lister(lambda: self._client, self._common)
+        self._key = customer_key
+        try:
+            open_to = open_way(self._client.meta.endpoint_url) if customer_key else ""
+        except Transient:  # there are no credentials yet; each request looks again
+            open_to = ""
+        if open_to:
+            raise SetupError(open_to)
+        self.version_ids = VersionIds()
+        self._versions = VersionPages(lambda: self._client, self._common)
+        self._lister: Lister | History = Lister(lambda: self._client, self._common)
+        if version_at:
+            self._lister = History(self._versions, version_at)
 
     @property
     def _client(self) -> Any:
@@ -104,7 +122,8 @@ class S3Store:
         self._connection.close()
 
     async def list(self, prefix: str) -> Listing:
-        """See `base.Store.list`: ListObjectsV2 with delimiter `/`, all pages; keys come url-encoded and are decoded."""
+        """See `base.Store.list`: ListObjectsV2 with delimiter `/`, all pages; keys come url-encoded and are decoded. Of
+        another time ListObjectVersions, see `history`."""
         return await self._ask(self._lister.list, prefix)
 
     async def stretch(self, prefix: str, after: str) -> Stretch:
@@ -122,6 +141,10 @@ class S3Store:
     async def checksums(self, version: ObjectVersion) -> Checksums:
         """See `base.Store.checksums`: one HEAD that asks for them."""
         return await self._ask(self._checksums, version)
+
+    async def find_version(self, version: ObjectVersion) -> str:
+        """See `versions.Origin.find_version`: ListObjectVersions of the key."""
+        return await self._ask(self._versions.find, version)
 
     async def read(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
@@ -154,9 +177,9 @@ class S3Store:
         and no right to read are all a 400 or a 403. A GET of one byte is told why.
         """
         try:
-            answer = self._client.head_object(**self._common, **which, **asked)
+            answer = self._client.head_object(**self._for_objects(), **which, **asked)
         except botocore.exceptions.ClientError as error:
-            status = _status(error)
+            status = status_of(error)
             if status == 404:
                 raise NotFound(f"404: {which['Key']!r} is not there") from error
             if status not in (400, 401, 403):
@@ -169,10 +192,10 @@ class S3Store:
 
     def _read_one_byte(self, which: dict[str, str]) -> None:
         try:
-            self._client.get_object(**self._common, **which, Range="bytes=0-0")["Body"].close()
+            self._client.get_object(**self._for_objects(), **which, Range="bytes=0-0")["Body"].close()
             self.traffic.body_ended(whole=True)
         except botocore.exceptions.ClientError as error:
-            if _status(error) != 416:  # an empty object, which we may read
+            if status_of(error) != 416:  # an empty object, which we may read
                 raise
 
     def _read(
@@ -186,11 +209,20 @@ class S3Store:
     ) -> None:
         quick = self._quick
         if quick is not None:
+            check = self.version_ids.check
             with trip:
-                done = read_quickly(self.signer, *quick, version, start, into, arrived, claim, trip)
+                done = read_quickly(self.signer, *quick, version, start, into, arrived, claim, trip, check)
             if done:
                 return
         self.read_by_botocore(version, start, into, arrived)
+
+    def _for_objects(self) -> dict[str, Any]:
+        """What every GET and HEAD of an object says: also the customer's key, which nobody may see on its way."""
+        if self._key is None:
+            return self._common
+        if open_to := open_way(self._client.meta.endpoint_url):
+            raise AccessDenied(open_to)
+        return {**self._common, **sse_arguments(self._key)}
 
     def read_by_botocore(
         self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived
@@ -199,7 +231,7 @@ class S3Store:
         check_etag(version)
         stop = start + sum(len(view) for view in into)
         answer = self._client.get_object(
-            **self._common,
+            **self._for_objects(),
             **_pinned(version),
             Key=version.key,
             IfMatch=version.etag,
@@ -208,9 +240,10 @@ class S3Store:
         body = answer["Body"]._raw_stream
         status = answer["ResponseMetadata"]["HTTPStatusCode"]
         said, length = answer["ResponseMetadata"]["HTTPHeaders"], answer.get("ContentLength")
-        head = RangeAnswer(status, answer.get("ETag", ""), answer.get("ContentRange", ""), length, coding(said))
+        etag, span, known = (answer.get(name, "") for name in ("ETag", "ContentRange", "VersionId"))
+        head = RangeAnswer(status, etag, span, length, coding(said), known)
         try:
-            check_range(head, version, start, stop)
+            self.version_ids.check(head, version, start, stop)
             _receive(body, into, arrived)
         except BaseException:
             body.close()
@@ -290,41 +323,3 @@ def _said(item: Any, name: str) -> Any:
     if name not in item:
         raise Transient(f"the answer does not say {name}")
     return item[name]
-
-
-def translated(function: Callable[..., T], *args: Any) -> T:
-    """Call, with every foreign exception turned into one of ours. The border where boto3's exceptions end."""
-    try:
-        return function(*args)
-    except StoreError:
-        raise
-    except botocore.exceptions.ClientError as error:
-        raise _client_failure(error) from error
-    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
-        raise AccessDenied(
-            "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a --profile, "
-            "or use --no-sign-request for a public bucket"
-        ) from error
-    except botocore.exceptions.ParamValidationError as error:
-        raise NotFound(f"S3 has no such name: {error}") from error
-    except (
-        botocore.exceptions.BotoCoreError,
-        urllib3.exceptions.HTTPError,
-        http.client.HTTPException,
-        OSError,
-        # Of botocore's own: credentials that are expired when they come, and a time of an object that is none.
-        RuntimeError,
-        # A body closed under our feet by a broken connection: http.client then reads from None.
-        AttributeError,
-        ValueError,
-    ) as error:
-        raise Transient(f"{type(error).__name__}: {error}") from error
-
-
-def _status(error: botocore.exceptions.ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _client_failure(error: botocore.exceptions.ClientError) -> StoreError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    return failure(_status(error), code, str(error.response.get("Error", {}).get("Message", "") or error))

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lazyfs.config import parse_size
 from lazyfs.errors import UsageError
+from lazyfs.words import parse_size
 from scripts.benchmarks.beside import Beside, WarmTouches
 from scripts.benchmarks.listings import Deep, Flat
 from scripts.benchmarks.models import Load, LoadTls, WarmLoad

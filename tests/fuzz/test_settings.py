@@ -11,12 +11,14 @@ from click.testing import CliRunner, Result
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lazyfs import config
+from lazyfs import words as parsing
 from lazyfs.cli.main import cli
 from lazyfs.cli.mount_helper import split_options, translate
-from lazyfs.config import LARGEST_SIZE, MOST_CONNECTIONS, Config, parse_source
+from lazyfs.cli.sources import SourceWords, configured, find_sources, source_arguments
+from lazyfs.config import MOST_CONNECTIONS, Config, SourceConfig, parse_source
 from lazyfs.errors import UsageError
 from lazyfs.filesystem.options import mount_options
+from lazyfs.words import LARGEST_SIZE
 from tests.fuzz.examples import examples, memory_bounded, outcome
 
 ODD_NUMBERS = ["9" * 400, "1." + "9" * 5000, "1e9", "0x5", "\u0663", "\u00bd", "1_0"]
@@ -34,18 +36,18 @@ FLAWLESS = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*[A-Za-z%]*\s*")
 def test_numbers_with_units(words: str) -> None:
     """A number that can be reckoned with, or a sentence; nothing that is not written in plain digits is a number."""
     for parse, least, most in (
-        (config.parse_size, 0, LARGEST_SIZE),
-        (config.parse_share, 0, LARGEST_SIZE),
-        (config.parse_duration, 0, math.inf),
-        (config.parse_mode, 0, 0o7777),
-        (config.parse_count, 0, 10**9),
+        (parsing.parse_size, 0, LARGEST_SIZE),
+        (parsing.parse_share, 0, LARGEST_SIZE),
+        (parsing.parse_duration, 0, math.inf),
+        (parsing.parse_mode, 0, 0o7777),
+        (parsing.parse_count, 0, 10**9),
     ):
         found = outcome(parse, words)
         if not isinstance(found, UsageError):
             assert isinstance(found, int | float)
             assert least <= found <= most
             assert FLAWLESS.fullmatch(words) or words.strip().lower() == "indefinite"
-    flag = outcome(config.parse_flag, words)
+    flag = outcome(parsing.parse_flag, words)
     assert isinstance(flag, bool | UsageError)
 
 
@@ -104,6 +106,13 @@ def shown(*arguments: str, env: dict[str, str] | None = None) -> Result:
 TOML_KEYS = ["region", "metadata-ttl", "allow_other", "max-cache-size", "a.b", "[region]", '""', "endpoint-url"]
 TOML_VALUES = ["1", "true", '"x"', "[1]", "{a=1}", "1979-05-27", "nan", "inf", "1e400", "9" * 5000, "'''\n'''"]
 TOML_VALUES += ['"\\u0000"', '"\\u001b"', '"\\u007f\\\\"', '"\\U0001f999"']
+TABLE_KEYS = ["name", "url", "region", "metadata-ttl", "no_sign_request", "cache-dir", "endpoint_url", "source", '""']
+TABLE_VALUES = [*TOML_VALUES, '"llm"', '".."', '"a/b"', '"s3://bucket"', '"s3://bucket/x"', '"http://u:canary@h"']
+LINES = st.lists(st.builds("{} = {}".format, st.sampled_from(TABLE_KEYS), st.sampled_from(TABLE_VALUES)), max_size=3)
+NAMED = st.sampled_from(['name = "a"\nurl = "s3://bucket/x"', "name = 'b\\\"'\nurl = 's3://bucket'", ""])
+TABLES = st.lists(
+    st.builds(lambda named, lines: "\n".join(["[[source]]", named, *lines]), NAMED, LINES), min_size=1, max_size=3
+).map("\n".join)
 TOML = st.one_of(
     st.text(max_size=60),
     st.binary(max_size=60).map(lambda raw: raw.decode("latin-1")),
@@ -126,6 +135,56 @@ def test_configuration_files(tmp_path: Path, text: str) -> None:
         again.write_text(result.output)
         values = [tomllib.loads(output) for output in (result.output, shown(f"--config={again}").output)]
         assert values[0] == values[1]
+
+
+@given(st.one_of(TABLES, st.builds("source = {}\n".format, st.sampled_from(TABLE_VALUES))))
+@examples(150)
+@example("[[source]]\n" * 100_000)
+@example("[source]\nname = 'a'\nurl = 's3://bucket'")
+@example("source = []")
+@example("[[source]]\nname = 'a'\nurl = 's3://bucket'\n" + "x" * 100_000 + " = 1")
+@example("[[source]]\nname = 'a'\nurl = 's3://bucket'\nno-sign-request = 'true'")
+def test_tables_of_sources(tmp_path: Path, text: str) -> None:
+    """The same of [[source]], where no SOURCE is given: what is printed can be read again, or there is a sentence."""
+    file = tmp_path / "lazyfs.toml"
+    file.write_text(text)
+    arguments = ["mount", "--print-config", "/nowhere", "--config"]
+    result = CliRunner().invoke(cli, [*arguments, str(file)])
+    assert result.exit_code in (0, 2), result.output
+    assert isinstance(result.exception, SystemExit | None)
+    assert "canary" not in result.output
+    if result.exit_code == 2:
+        assert result.output.count("\n") == 1
+        assert len(result.output) < 1000
+        return
+    again = tmp_path / "again.toml"
+    again.write_text(result.output)
+    second = CliRunner().invoke(cli, [*arguments, str(again)])
+    assert tomllib.loads(result.output) == tomllib.loads(second.output)
+    assert tomllib.loads(result.output)["source"]
+
+
+@given(st.lists(st.text(max_size=20), max_size=3), st.lists(st.text(max_size=20), max_size=2), st.text(max_size=30))
+@examples(300)
+@example(["a=s3://bucket"], ["a:region"], "")
+@example(["=s3://bucket"], [], "")
+@example([], [], "a=s3://bucket \t=s3://bucket")
+def test_words_that_name_sources(flags: list[str], options: list[str], environment: str) -> None:
+    """Sources that flags say again, each a name and a bucket; or a sentence."""
+
+    def read() -> tuple[list[SourceWords], list[SourceConfig]]:
+        words = find_sources("", flags, options, {"LAZYFS_SOURCE": environment}, None)
+        return words, configured(words, Config())
+
+    outcome_of = outcome(read)
+    if not isinstance(outcome_of, tuple):
+        return
+    found, made = outcome_of
+    again, places = source_arguments(found)
+    named = [flag.removeprefix("--source=") for flag in again if flag.startswith("--source=")]
+    own = [flag.removeprefix("--source-option=") for flag in again if flag.startswith("--source-option=")]
+    assert configured(find_sources("".join(places), named, own, {}, None), Config()) == made
+    assert len({one.name for one in made}) == len(made)
 
 
 def test_a_configuration_file_that_is_none(tmp_path: Path) -> None:
@@ -199,7 +258,7 @@ def test_connections_are_bounded(count: str) -> None:
     assert f"--max-connections must be from 1 to {MOST_CONNECTIONS}" in result.output
 
 
-@pytest.mark.parametrize("parse", [config.parse_size, config.parse_duration, config.parse_count, parse_source])
+@pytest.mark.parametrize("parse", [parsing.parse_size, parsing.parse_duration, parsing.parse_count, parse_source])
 def test_a_sentence_about_much_is_short(parse: Callable[[str], object]) -> None:
     """What was written is repeated as far as it is needed."""
     found = outcome(parse, "x" * 10**6)

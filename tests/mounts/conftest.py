@@ -1,6 +1,7 @@
 """Fixtures of the mount tests: servers, mounts that go away, readers that may die."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from tests.mounts.mounting import Mounter
 from tests.mounts.reader import Reader
 from tests.servers.fast import FastS3Server
 from tests.servers.swift import SwiftServer
+
+HELPER = Path("/sbin/mount.lazyfs")
+"""The one place where mount(8) looks."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,3 +58,13 @@ def reader() -> Iterator[Reader]:
     """A process that reads on the test's behalf."""
     with Reader() as made:
         yield made
+
+
+@pytest.fixture
+def helper() -> Iterator[Path]:
+    """mount.lazyfs of this checkout where mount(8) finds it, for the time of the test."""
+    if HELPER.exists() or HELPER.is_symlink():
+        pytest.skip(f"{HELPER} is there already, and is not ours to replace")
+    HELPER.symlink_to(Path(sys.executable).with_name("mount.lazyfs"))
+    yield HELPER
+    HELPER.unlink()

@@ -6,7 +6,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,6 @@ from tests.mounts.contents import MIB, pages
 from tests.mounts.mounting import ROOT, Mounter, environment, is_mounted, mountinfo, run
 from tests.mounts.reader import Reader
 from tests.servers.fast import FastS3Server
-
-HELPER = Path("/sbin/mount.lazyfs")
-"""The one place where mount(8) looks."""
-
-
-@pytest.fixture
-def helper() -> Iterator[Path]:
-    """mount.lazyfs of this checkout where mount(8) finds it, for the time of the test."""
-    if HELPER.exists() or HELPER.is_symlink():
-        pytest.skip(f"{HELPER} is there already, and is not ours to replace")
-    HELPER.symlink_to(Path(sys.executable).with_name("mount.lazyfs"))
-    yield HELPER
-    HELPER.unlink()
 
 
 def options_of(mounter: Mounter, s3: FastS3Server, *more: str) -> str:

@@ -161,7 +161,7 @@ def test_extended_attributes(forest: Forest, reader: Reader) -> None:
     path = forest.path("weights.bin")
     etag = forest.server.objects.get("models", "weights.bin")
     assert etag is not None
-    names = {f"user.lazyfs.{name}" for name in ("etag", "key", "cached_bytes", "verified")}
+    names = {f"user.lazyfs.{name}" for name in ("etag", "key", "cached_bytes", "verified", "storage_class")}
     assert set(os.listxattr(path)) == names
     assert os.getxattr(path, "user.lazyfs.etag") == etag.etag.encode()
     assert os.getxattr(path, "user.lazyfs.key") == b"weights.bin"

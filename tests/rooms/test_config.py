@@ -6,17 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.config import (
-    Config,
-    parse_duration,
-    parse_flag,
-    parse_mode,
-    parse_share,
-    parse_size,
-    parse_source,
-)
+from lazyfs.config import Config, parse_source
 from lazyfs.errors import UsageError
 from lazyfs.objects import GIB, MIB
+from lazyfs.words import parse_duration, parse_flag, parse_mode, parse_share, parse_size
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import trio
 from lazyfs.errors import NotPermitted, UsageError
 from lazyfs.filesystem.control import Arguments, Command, Control
 from lazyfs.filesystem.entries import Entries
-from lazyfs.filesystem.tree import Directory, File, Node
+from lazyfs.filesystem.nodes import Branch, Directory, File, Node
 from lazyfs.filesystem.walking import Walk
 from lazyfs.objects import Listing, ObjectInfo
 
@@ -19,7 +19,12 @@ OWNER, OTHER = 1000, 1001
 def tree_of(*keys: str) -> Directory:
     """A directory with files of these names."""
     infos = tuple(ObjectInfo(key, '"1"', 5, 0) for key in keys)
-    root = Directory(1, "", None, "", "place", {})
+
+    async def never(*_: object) -> Listing:
+        raise NotImplementedError
+
+    branch = Branch(place="place", prefix="", list_prefix=never, age=lambda _: 0.0, ttl=60.0)
+    root = Directory(1, "", None, "", branch, {})
     root.entries = Entries.of(Listing("", infos, ("deep/",), 0.0), root.entries, lambda count: 2)
     return root
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.config import Address, Config, parse_address
+from lazyfs.config import Config
 from lazyfs.errors import SetupError, UsageError
 from lazyfs.service.listening import Listening
+from lazyfs.words import Address, parse_address
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from lazyfs.cache.listings import SHORT_PATIENCE, STALE_FOR, Listings
 from lazyfs.cache.packing import pack, unpack
 from lazyfs.errors import AccessDenied, CacheUnavailable, NotFound, StoreError, Unreachable
 from lazyfs.objects import Listing, ObjectInfo, Stretch
-from lazyfs.service.mount import LONGEST_TTL
+from lazyfs.service.origins import LONGEST_TTL
 from tests.rooms.building import CacheMaker
 from tests.rooms.memory_store import Call, Fault, MemoryStore
 
@@ -37,7 +37,7 @@ class Desk:
         self.store.listed_at = self.now
         return await self.store.stretch(prefix, after)
 
-    async def total_size(self, prefix: str) -> int:
+    async def total_size(self, prefix: str, *, budget: float | None = None) -> int:
         """The same."""
         return await self.store.total_size(prefix)
 

@@ -13,11 +13,11 @@ ROOT = Path(lazyfs.__file__).parent
 MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 ORDER = ("nouns", "stores", "cache", "reading", "filesystem", "service", "cli")
-NOUNS = {"__init__", "errors", "objects", "dense", "config", "tallies"}
+NOUNS = {"__init__", "errors", "objects", "dense", "moments", "words", "config", "tallies"}
 
 ONLY_IN = {
     "boto3": ("stores/client.py",),
-    "botocore": ("stores/client.py", "stores/probe.py", "stores/s3.py", "stores/signing.py"),
+    "botocore": ("stores/client.py", "stores/history.py", "stores/probe.py", "stores/s3.py", "stores/signing.py"),
     "urllib3": ("stores/s3.py",),
     "lmdb": ("cache/index.py",),
     "pyfuse3": ("filesystem/fuse.py", "filesystem/session.py"),

@@ -10,7 +10,8 @@ import trio.testing
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.memory import Memory
 from lazyfs.filesystem.files import OpenFiles
-from lazyfs.filesystem.tree import File, Tree
+from lazyfs.filesystem.nodes import Branch, File
+from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import MIB
 from lazyfs.reading.shards import HEAD, next_shard
 from lazyfs.reading.windows import Budget
@@ -50,9 +51,10 @@ async def opened(
     async with trio.open_nursery() as nursery:
         memory = Memory(128 * MIB)
         cache = ChunkCache(store=store, disk=caches.open(), memory=memory, nursery=nursery, span_size=8 * MIB)
-        tree = Tree(
+        branch = Branch(
             place=PLACE, prefix="", list_prefix=lambda prefix, _: store.list(prefix), age=lambda _: 0.0, ttl=60.0
         )
+        tree = Tree(branch)
         found = {node.name: node for node in await tree.entries(tree.root.inode) if isinstance(node, File)}
         yield OpenFiles(cache, Budget(64 * MIB)), found
         await trio.testing.wait_all_tasks_blocked()

@@ -2,8 +2,9 @@
 
 import pytest
 
+from lazyfs.filesystem.nodes import Branch, Directory, File
 from lazyfs.filesystem.sidecars import beside, is_sidecar, sha256_in
-from lazyfs.filesystem.tree import Directory, File, Tree
+from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import MIB, Listing, ObjectInfo
 
 ONE, TWO = "1" * 64, "ab" * 32
@@ -15,7 +16,7 @@ def directory(**sizes: int) -> Directory:
     async def nothing(*_: object) -> Listing:
         raise NotImplementedError
 
-    tree = Tree(place="p", prefix="", list_prefix=nothing, age=lambda _: 0.0, ttl=60)
+    tree = Tree(Branch(place="p", prefix="", list_prefix=nothing, age=lambda _: 0.0, ttl=60))
     infos = tuple(ObjectInfo(name.replace("_", "."), '"1"', size, 0) for name, size in sizes.items())
     tree.adopt(tree.root, Listing("", infos, (), 0.0))
     return tree.root

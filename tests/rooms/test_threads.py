@@ -10,7 +10,8 @@ from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.threads import QUICK, DiskThreads, Threads
 from lazyfs.filesystem.files import OpenFiles
-from lazyfs.filesystem.tree import File, Tree
+from lazyfs.filesystem.nodes import Branch, File
+from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import KIB, MIB
 from lazyfs.reading.windows import Budget
 from tests.rooms.building import PLACE, CacheMaker, keep, pattern
@@ -98,9 +99,10 @@ async def test_a_touch_of_warm_bytes_reads_their_block_only(caches: CacheMaker) 
     async with trio.open_nursery() as nursery:
         memory = Memory(16 * MIB)
         cache = ChunkCache(store=store, disk=disk, memory=memory, nursery=nursery, span_size=8 * MIB)
-        tree = Tree(
+        branch = Branch(
             place=PLACE, prefix="", list_prefix=lambda prefix, _: store.list(prefix), age=lambda _: 0.0, ttl=60.0
         )
+        tree = Tree(branch)
         (file,) = [node for node in await tree.entries(tree.root.inode) if isinstance(node, File)]
         assert file.version == version
         files = OpenFiles(cache, Budget(8 * MIB))

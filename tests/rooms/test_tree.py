@@ -12,7 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.errors import NoSuchName, NotADirectory, NotFound, StaleHandle, Transient
 from lazyfs.filesystem.names import Hidden, Placed
-from lazyfs.filesystem.tree import ROOT, Directory, File, Node, Tree
+from lazyfs.filesystem.nodes import Branch, Directory, File, Node
+from lazyfs.filesystem.tree import ROOT, Tree
 from lazyfs.objects import Listing
 from tests.rooms.memory_store import Fault, MemoryStore, Valve, in_turn
 from tests.rooms.test_names import KEYS, PREFIX, expected
@@ -24,7 +25,7 @@ class Forest:
     def __init__(self, store: MemoryStore | None = None, *, prefix: str = PREFIX, ttl: float = 60.0) -> None:
         self.store = store or MemoryStore()
         self.doubts: list[bool] = []
-        self.tree = Tree(place="p", prefix=prefix, list_prefix=self._list, age=lambda listing: 0.0, ttl=ttl)
+        self.tree = Tree(Branch(place="p", prefix=prefix, list_prefix=self._list, age=lambda listing: 0.0, ttl=ttl))
 
     async def _list(self, prefix: str, doubted: bool) -> Listing:
         self.doubts.append(doubted)

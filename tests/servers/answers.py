@@ -6,6 +6,7 @@ Where a rule is not in RFC 9110 it is S3's API reference, or what AWS and Swift 
 
 import base64
 import binascii
+import hashlib
 import io
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from email.utils import formatdate
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
+from tests.servers.made import Made
 from tests.servers.objects import Object, ObjectTable, after_prefix
 from tests.servers.records import Request
 
@@ -101,7 +103,9 @@ def read_object(request: Request, entry: Object) -> Answer:
         return failure(412, "PreconditionFailed", request.key)
     if none_match is not None and _names(none_match, entry.etag):
         return Answer(304, {"ETag": entry.etag, "Last-Modified": headers["Last-Modified"]})
-    if request.method == "GET" and entry.storage_class in ("GLACIER", "DEEP_ARCHIVE"):
+    if (refusal := customer_key_refused(request, entry)) is not None:
+        return refusal
+    if request.method == "GET" and entry.archived:
         return failure(403, "InvalidObjectState", request.key)
     span = None
     if "range" in request.headers:
@@ -112,12 +116,42 @@ def read_object(request: Request, entry: Object) -> Answer:
             unsatisfied = {**failed.headers, "Content-Range": f"bytes */{entry.size}"}
             return Answer(416, unsatisfied, failed.content, failed.start, failed.stop)
     if span is None:
-        return Answer(200, headers, entry, 0, entry.size)
+        return Answer(200, headers, _content(entry, 0), 0, entry.size)
     start, stop = span
     headers["Content-Range"] = f"bytes {start}-{stop - 1}/{entry.size}"
     # The checksums are of the whole object: S3 does not send them with a part of it.
     headers = {name: value for name, value in headers.items() if not name.startswith("x-amz-checksum-")}
-    return Answer(206, headers, entry, start, stop)
+    return Answer(206, headers, _content(entry, start), start, stop)
+
+
+def _content(entry: Object, start: int) -> Object | io.BufferedIOBase:
+    return entry.content.open(start) if isinstance(entry.content, Made) else entry
+
+
+def customer_key_refused(request: Request, entry: Object) -> Answer | None:
+    """What S3 says of an object under a key of a customer's (SSE-C), or of a key for one that is under none; None if
+    all is well. It keeps no key, only its MD5."""
+    name = "x-amz-server-side-encryption-customer-key"
+    wanted, key, told = entry.headers.get(f"{name}-md5"), request.headers.get(name), request.headers.get(f"{name}-md5")
+    if key is not None:
+        digest = hashlib.md5(base64.b64decode(key), usedforsecurity=False).digest()
+        if base64.b64encode(digest).decode() != told:
+            return failure(400, "InvalidArgument", request.key)
+    if wanted is None:
+        why = "The encryption parameters are not applicable to this object."
+        return None if key is None else _refused(request, why)
+    if key is None:
+        return _refused(
+            request,
+            "The object was stored using a form of Server Side Encryption. The correct parameters must be provided to "
+            "retrieve the object.",
+        )
+    return None if told == wanted else failure(403, "AccessDenied", request.key)
+
+
+def _refused(request: Request, message: str) -> Answer:
+    found = f"<Code>InvalidRequest</Code><Message>{message}</Message><Resource>{escape(request.key)}</Resource>"
+    return document(f"<Error>{found}</Error>", 400)
 
 
 def _object_headers(request: Request, entry: Object) -> dict[str, str]:
@@ -219,6 +253,47 @@ def list_objects(request: Request, table: ObjectTable) -> Answer:
     )
     parts.extend(f"<CommonPrefixes><Prefix>{text(common)}</Prefix></CommonPrefixes>" for common in page.prefixes)
     return document(f"<ListBucketResult {NAMESPACE}>{''.join(parts)}</ListBucketResult>")
+
+
+def list_versions(request: Request, table: ObjectTable) -> Answer:
+    """ListObjectVersions: versions and delete markers of a key in one row, newest first. The bucket must be there."""
+    query = request.query
+    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+    after = query.get("key-marker", ""), query.get("version-id-marker", "")
+    if after[1] and not after[0]:
+        return failure(400, "InvalidArgument", request.bucket)
+    limit = min(int(query.get("max-keys") or MOST_KEYS), MOST_KEYS)
+    page = table.versions(request.bucket, prefix, delimiter, after, limit)
+    encoded = query.get("encoding-type") == "url"
+
+    def text(value: str) -> str:
+        return quote(value, safe="/", errors="surrogatepass") if encoded else escape(value)
+
+    parts = [
+        f"<Name>{escape(request.bucket)}</Name><Prefix>{text(prefix)}</Prefix><KeyMarker>{text(after[0])}</KeyMarker>",
+        f"<VersionIdMarker>{escape(after[1])}</VersionIdMarker><MaxKeys>{limit}</MaxKeys>",
+        f"<Delimiter>{text(delimiter)}</Delimiter>" if delimiter else "",
+        "<EncodingType>url</EncodingType>" if encoded else "",
+        f"<IsTruncated>{'true' if page.last else 'false'}</IsTruncated>",
+    ]
+    if page.last:
+        parts.append(f"<NextKeyMarker>{text(page.last[0])}</NextKeyMarker>")
+        parts.append(f"<NextVersionIdMarker>{escape(page.last[1])}</NextVersionIdMarker>" if page.last[1] else "")
+    for key, entry, latest in page.versions:
+        kind = "DeleteMarker" if entry.marker else "Version"
+        parts.append(
+            f"<{kind}><Key>{text(key)}</Key><VersionId>{escape(entry.version_id or 'null')}</VersionId>"
+            f"<IsLatest>{'true' if latest else 'false'}</IsLatest>"
+            f"<LastModified>{_timestamp(entry.modified)}</LastModified>"
+        )
+        if not entry.marker:
+            parts.append(
+                f"<ETag>{escape(entry.etag)}</ETag><Size>{entry.size}</Size>"
+                f"<StorageClass>{escape(entry.storage_class)}</StorageClass>"
+            )
+        parts.append(f"<Owner><ID>owner</ID></Owner></{kind}>")
+    parts.extend(f"<CommonPrefixes><Prefix>{text(common)}</Prefix></CommonPrefixes>" for common in page.prefixes)
+    return document(f"<ListVersionsResult {NAMESPACE}>{''.join(parts)}</ListVersionsResult>")
 
 
 def _timestamp(seconds: int) -> str:

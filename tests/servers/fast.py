@@ -102,9 +102,9 @@ class FastS3Server(Serving):
         self.objects.add_bucket(bucket)
         return self.objects.put(bucket, key, objects.from_file(path, etag=etag, headers=headers))
 
-    def delete(self, bucket: str, key: str) -> None:
-        """Remove an object; nothing happens if it is not there."""
-        self.objects.delete(bucket, key)
+    def delete(self, bucket: str, key: str, *, modified: float | None = None) -> None:
+        """Remove an object, with versions by a marker of that time; nothing happens if it is not there."""
+        self.objects.delete(bucket, key, modified=modified)
 
     def _exchange(self, wire: Wire, number: int, head: Head, body: bytes) -> bool:
         if self.control is not None and head.path.startswith("/_control/"):

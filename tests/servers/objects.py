@@ -11,11 +11,14 @@ import hashlib
 import os
 import threading
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+
+from tests.servers.made import Made
+from tests.servers.versioning import NULL, VersionsPage, after_put, marker, versions_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,22 @@ class Object:
     ...), with names in lower case.
     """
 
-    content: bytes | Path
+    content: bytes | Path | Made
     size: int
     etag: str
     modified: int
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     version_id: str = ""
+    marker: bool = False
+    """A delete marker, which is a version without bytes."""
+
+    @property
+    def archived(self) -> bool:
+        """Whether it must be restored before it can be read."""
+        if self.storage_class == "INTELLIGENT_TIERING":
+            return "x-amz-archive-status" in self.headers
+        restored = 'ongoing-request="false"' in self.headers.get("x-amz-restore", "")
+        return self.storage_class in ("GLACIER", "DEEP_ARCHIVE") and not restored
 
     @property
     def storage_class(self) -> str:
@@ -66,6 +79,11 @@ def from_file(path: Path, *, etag: str | None = None, headers: Mapping[str, str]
     return Object(path, status.st_size, etag, int(status.st_mtime), _lowered(headers))
 
 
+def made_up(version: int, size: int, *, headers: Mapping[str, str] | None = None) -> Object:
+    """An object of any size that takes no room, see `made.Made`."""
+    return Object(Made(version, size), size, f'"{version}-{size}"', int(time.time()), _lowered(headers))
+
+
 def _lowered(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     return MappingProxyType({name.lower(): value for name, value in (headers or {}).items()})
 
@@ -85,15 +103,15 @@ class Page:
 class ObjectTable:
     """Buckets and their objects.
 
-    With `versioned`, what is replaced or deleted stays readable by its version id.
+    `versioning` is the state of all buckets: empty, `Enabled` or `Suspended`; see `versioning`.
     """
 
     def __init__(self) -> None:
-        self.versioned = False
+        self.versioning = ""
         self._lock = threading.Lock()
         self._buckets: dict[str, dict[str, Object]] = {}
         self._sorted: dict[str, list[str]] = {}
-        self._versions: dict[tuple[str, str, str], Object] = {}
+        self._versions: dict[str, dict[str, list[Object]]] = {}
 
     def add_bucket(self, bucket: str) -> None:
         """Make a bucket; nothing happens if it is there."""
@@ -125,10 +143,8 @@ class ObjectTable:
         """
         with self._lock:
             objects = self._buckets[bucket]
-            if self.versioned:
-                version_id = entry.version_id or uuid.uuid4().hex
-                entry = dataclasses.replace(entry, version_id=version_id)
-                self._versions[bucket, key, version_id] = entry
+            if self.versioning:
+                entry = self._on_top(bucket, key, entry)
             if key not in objects:
                 self._sorted.pop(bucket, None)
             objects[key] = entry
@@ -137,15 +153,58 @@ class ObjectTable:
     def get(self, bucket: str, key: str, version_id: str = "") -> Object | None:
         """The object, or the version of it; None if there is none."""
         with self._lock:
+            versions = self._history(bucket, key)
             if version_id:
-                return self._versions.get((bucket, key, version_id))
-            return self._buckets.get(bucket, {}).get(key)
+                return next((one for one in versions if one.version_id == version_id), None)
+            return versions[0] if versions and not versions[0].marker else None
 
-    def delete(self, bucket: str, key: str) -> None:
-        """Remove the object; nothing happens if it is not there."""
+    def deleted(self, bucket: str, key: str) -> Object | None:
+        """The marker, if the object is one that was deleted."""
         with self._lock:
-            if self._buckets.get(bucket, {}).pop(key, None) is not None:
-                self._sorted.pop(bucket, None)
+            versions = self._history(bucket, key)
+            return versions[0] if versions and versions[0].marker else None
+
+    def delete(self, bucket: str, key: str, version_id: str = "", *, modified: float | None = None) -> Object | None:
+        """Remove the object; with versions put a marker on it, which is returned, or remove one version for good.
+        Nothing happens if it is not there."""
+        with self._lock:
+            objects, made = self._buckets.get(bucket, {}), None
+            left: list[Object] = []
+            if version_id:
+                left = [one for one in self._history(bucket, key) if one.version_id != version_id]
+                self._versions.setdefault(bucket, {})[key] = left
+            elif self.versioning and bucket in self._buckets:
+                made = self._on_top(bucket, key, marker(from_bytes(b""), modified))
+            if left and not left[0].marker:
+                objects[key] = left[0]
+            else:
+                objects.pop(key, None)
+            self._sorted.pop(bucket, None)
+            return made
+
+    def versions(
+        self, bucket: str, prefix: str, delimiter: str, after: tuple[str, str], limit: int
+    ) -> VersionsPage:
+        """See `versioning.versions_page`. KeyError if there is no such bucket."""
+        with self._lock:
+            keys = sorted(self._buckets[bucket].keys() | self._versions.get(bucket, {}).keys())
+            of = partial(self._history, bucket)
+            return versions_page(keys, of, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
+
+    def _on_top(self, bucket: str, key: str, entry: Object) -> Object:
+        versions = after_put(self._history(bucket, key), entry, enabled=self.versioning == "Enabled")
+        self._versions.setdefault(bucket, {})[key] = versions
+        return versions[0]
+
+    def _history(self, bucket: str, key: str) -> list[Object]:
+        """All versions of a key, newest first; what was put when there were none yet is `null` once there are."""
+        kept = self._versions.get(bucket, {}).get(key)
+        if kept is not None:
+            return kept
+        entry = self._buckets.get(bucket, {}).get(key)
+        if entry is None:
+            return []
+        return [dataclasses.replace(entry, version_id=NULL) if self.versioning else entry]
 
     def page(self, bucket: str, prefix: str, delimiter: str, resume: str, limit: int) -> Page:
         """At most `limit` keys and common prefixes, of the keys that begin with `prefix` and are >= `resume`.

@@ -6,15 +6,24 @@ keys, GetObjectAttributes. Digests that come with a PUT are kept and sent back w
 verified.
 """
 
+import dataclasses
+
 from tests.servers import answers, objects
 from tests.servers.answers import Answer
 from tests.servers.objects import ObjectTable
 from tests.servers.records import Request
 from tests.servers.wire import decode_aws_chunked
 
-_KEPT_HEADERS = ("content-type", "content-disposition", "cache-control", "x-amz-storage-class")
+_KEPT_HEADERS = (
+    "content-type",
+    "content-disposition",
+    "cache-control",
+    "x-amz-storage-class",
+    "x-amz-server-side-encryption-customer-algorithm",
+    "x-amz-server-side-encryption-customer-key-md5",
+)
 _KEPT_PREFIXES = ("x-amz-meta-", "x-amz-checksum-crc", "x-amz-checksum-sha")
-_UNKNOWN_TO_BUCKETS = {"acl", "policy", "tagging", "uploads", "versions", "lifecycle"}
+_UNKNOWN_TO_BUCKETS = {"acl", "policy", "tagging", "uploads", "lifecycle"}
 _UNKNOWN_TO_OBJECTS = {"acl", "tagging", "uploads", "uploadId", "attributes", "retention"}
 
 
@@ -37,15 +46,17 @@ def _bucket(request: Request, body: bytes, table: ObjectTable) -> Answer:
     if request.method == "HEAD":
         return Answer(200, {"x-amz-bucket-region": "us-east-1"})
     if request.method == "PUT" and "versioning" in query:
-        table.versioned = b"Enabled" in body
+        table.versioning = "Enabled" if b"Enabled" in body else "Suspended"
         return Answer(200)
     if request.method != "GET" or _UNKNOWN_TO_BUCKETS & query.keys():
         return answers.failure(501, "NotImplemented", request.bucket)
     if "location" in query:
         return answers.document(f"<LocationConstraint {answers.NAMESPACE}/>")
     if "versioning" in query:
-        state = "<Status>Enabled</Status>" if table.versioned else ""
+        state = f"<Status>{table.versioning}</Status>" if table.versioning else ""
         return answers.document(f"<VersioningConfiguration {answers.NAMESPACE}>{state}</VersioningConfiguration>")
+    if "versions" in query:
+        return answers.list_versions(request, table)
     return answers.list_objects(request, table)
 
 
@@ -53,14 +64,26 @@ def _object(request: Request, body: bytes, table: ObjectTable) -> Answer:
     if _UNKNOWN_TO_OBJECTS & request.query.keys() or "x-amz-copy-source" in request.headers:
         return answers.failure(501, "NotImplemented", request.key)
     if request.method == "DELETE":
-        table.delete(request.bucket, request.key)
-        return Answer(204)
+        version_id = request.query.get("versionId", "")
+        marker = table.delete(request.bucket, request.key, version_id)
+        headers = {"x-amz-delete-marker": "true", "x-amz-version-id": marker.version_id} if marker else {}
+        return Answer(204, {**headers, **({"x-amz-version-id": version_id} if version_id else {})})
     if request.method == "PUT":
         return _put(request, body, table)
     entry = table.get(request.bucket, request.key, request.query.get("versionId", ""))
+    marker = table.deleted(request.bucket, request.key) if entry is None else entry if entry.marker else None
+    if marker is not None and "versionId" not in request.query:
+        return _marked(answers.failure(404, "NoSuchKey", request.key), marker)
+    if entry is not None and entry.marker:
+        return _marked(answers.failure(405, "MethodNotAllowed", request.key), entry)
     if entry is None:
         return answers.failure(404, "NoSuchVersion" if "versionId" in request.query else "NoSuchKey", request.key)
     return answers.read_object(request, entry)
+
+
+def _marked(answer: Answer, marker: objects.Object) -> Answer:
+    told = {"x-amz-delete-marker": "true", "x-amz-version-id": marker.version_id}
+    return dataclasses.replace(answer, headers={**answer.headers, **told})
 
 
 def _put(request: Request, body: bytes, table: ObjectTable) -> Answer:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.servers.answers import Answer
 from tests.servers.faults import Fault
+from tests.servers.made import Made
 from tests.servers.objects import Object
 from tests.servers.wire import PIECE_SIZE, Wire
 
@@ -118,7 +119,10 @@ def _claims(answer: Answer, fault: Fault) -> dict[str, str]:
 
 
 def _stored(content: Object | bytes) -> bytes | Path:
-    return content if isinstance(content, bytes) else content.content
+    stored = content if isinstance(content, bytes) else content.content
+    if isinstance(stored, Made):
+        raise TypeError("what is made up goes as a stream")
+    return stored
 
 
 def _pieces(content: Object | bytes | io.BufferedIOBase, start: int, stop: int) -> Iterator[bytes]:

@@ -21,7 +21,8 @@ from lazyfs.cache.verdicts import NONE, Expected
 from lazyfs.cache.verifier import Verifier
 from lazyfs.errors import AccessDenied, Corrupt, LazyfsError, NotFound, ObjectChanged, Unreachable
 from lazyfs.filesystem.files import OpenFile, OpenFiles
-from lazyfs.filesystem.tree import File, Tree
+from lazyfs.filesystem.nodes import Branch, File
+from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import CHUNK_SIZE, MIB, Listing, ObjectInfo, ObjectVersion
 from lazyfs.reading.windows import Budget
 from lazyfs.stores.fetch import PatientStore
@@ -73,7 +74,7 @@ class World:
         self.disk: SimulatedDisk = parts.disk(
             faults=script.disk, dice=random.Random(f"disk {script.seed}"), clock=trio.current_time, note=self.note
         )
-        self._tree = Tree(place=PLACE, prefix="", list_prefix=_never, age=lambda _: 0.0, ttl=math.inf)
+        self._tree = Tree(Branch(place=PLACE, prefix="", list_prefix=_never, age=lambda _: 0.0, ttl=math.inf))
         self._infos: dict[str, ObjectInfo] = {}
         self.names = [f"model-{number + 1:05}-of-{len(script.sizes):05}.gguf" for number in range(len(script.sizes))]
         for name, size in zip(self.names, script.sizes, strict=True):
@@ -412,7 +413,7 @@ class Life:
         await self.cache.writer.flush_touches()
 
     def _moving(self) -> bool:
-        return bool(self._flights.flying or self.cache.writer or self.patient._sent or self.verifier._jobs)
+        return bool(self._flights.flying.total() or self.cache.writer or self.patient._sent or self.verifier._jobs)
 
     def _slots_add_up(self) -> None:
         now = self.memory.statistics()
@@ -425,7 +426,7 @@ class Life:
         violated, gate, now = self._world.violated, self.patient._gate, self.memory.statistics()
         left = {
             "flights": len(self._flights),
-            "flying": self._flights.flying,
+            "flying": self._flights.flying.total(),
             "waiting for memory": self.cache._short,
             "queued writes": len(self.cache.writer),
             "lent slots": now.lent,
@@ -451,7 +452,8 @@ class Life:
     def _no_loan_is_left(self) -> None:
         """Also after a life that was cancelled."""
         gate = self.patient._gate
-        if self._flights or self._flights.flying or self.memory.statistics().lent or gate.in_use or self.patient._sent:
+        flying = self._flights or self._flights.flying.total()
+        if flying or self.memory.statistics().lent or gate.in_use or self.patient._sent:
             self._world.violated("something is on its way after the end")
         if self._world.store.active:
             self._world.violated("a request goes on after the end")

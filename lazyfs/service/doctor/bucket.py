@@ -18,6 +18,7 @@ from lazyfs.config import Config
 from lazyfs.errors import SetupError
 from lazyfs.objects import MIB, Source
 from lazyfs.service.doctor.findings import Check, Finding, Patient, fail, ok, skip, warn
+from lazyfs.stores.customer_keys import read_key
 from lazyfs.stores.probe import Answered, Probe, proxy_of
 
 CONNECT = 3.0
@@ -56,6 +57,7 @@ def make_probe(config: Config, source: Source) -> Probe:
         source.bucket,
         source.prefix,
         common=common,
+        customer_key=read_key(config.sse_customer_key_file) if config.sse_customer_key_file else None,
         endpoint_url=config.endpoint_url,
         region=config.region,
         profile=config.profile,
