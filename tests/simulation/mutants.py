@@ -32,7 +32,7 @@ MUTANTS = {
     "the end of a flight makes no room": Edit(
         FLIGHTS, "number, None)\n        self._made_room()", "number, None)\n"
     ),
-    "what nobody wants any more fails a reader": Edit(CHUNKS, " and not isinstance(flight.error, Dropped)", ""),
+    "what nobody wants any more fails a reader": Edit(FLIGHTS, "another or isinstance(self.error, Dropped)", "another"),
     # What lands where.
     "a chunk on its way is sent for again": Edit(CHUNKS, "elif self._memory.get(key)", "if self._memory.get(key)"),
     "neighbours land in each other's place": Edit(FLIGHTS, "flight.slots[place], len", "flight.slots[-1 - place], len"),
