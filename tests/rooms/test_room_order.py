@@ -17,8 +17,15 @@ NOUNS = {"__init__", "errors", "objects", "dense", "moments", "words", "config",
 
 ONLY_IN = {
     "boto3": ("stores/client.py",),
-    "botocore": ("stores/client.py", "stores/history.py", "stores/probe.py", "stores/s3.py", "stores/signing.py"),
-    "urllib3": ("stores/s3.py",),
+    "botocore": (
+        "stores/border.py",
+        "stores/client.py",
+        "stores/history.py",
+        "stores/probe.py",
+        "stores/s3.py",
+        "stores/signing.py",
+    ),
+    "urllib3": ("stores/border.py",),
     "lmdb": ("cache/index.py",),
     "pyfuse3": ("filesystem/fuse.py", "filesystem/session.py"),
     "prometheus_client": ("service/metrics.py", "service/otlp.py"),
