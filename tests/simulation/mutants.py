@@ -44,7 +44,7 @@ MUTANTS = {
     "bytes on disk are taken as they are": Edit(FLIGHTS, "if not good:", "if False:"),
     "damaged chunks stay on disk": Edit(FLIGHTS, "step(self._disk.discard", "step(lambda *args: None"),
     "a chunk from disk is written again": Edit(FLIGHTS, "self._land(flight, fresh=False)", "self._land(flight)"),
-    "a failed write keeps its pins": Edit(WRITER, "for _, chunk in batch:", "for _, chunk in batch[:kept]:"),
+    "a failed write keeps its pins": Edit(WRITER, "for _, chunk, _ in batch:", "for _, chunk, _ in batch[:kept]:"),
     "a write that was given up keeps its pin": Edit(
         WRITER, "self._memory.unpin(chunk)\n        self.unkept", "self.unkept"
     ),
