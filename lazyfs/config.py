@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lazyfs.errors import UsageError
-from lazyfs.moments import parse_moment
+from lazyfs.moments import parse_moment, split_moment
 from lazyfs.objects import MIB, Source
 from lazyfs.words import (
     Address,
@@ -224,6 +224,16 @@ def parse_source(text: str) -> tuple[str, str]:
     if prefix and not prefix.endswith("/"):
         prefix += "/"
     return match[1], prefix
+
+
+def source_of(text: str, config: Config) -> Source:
+    """`s3://bucket/prefix/`, or that as of a time, with what the settings say of it. `UsageError` if it is none, or of
+    two times."""
+    plain, moment = split_moment(text)
+    if moment and config.version_at not in (None, moment):
+        raise UsageError(f"the source is of {moment}, and --version-at of {config.version_at}; name one of them")
+    bucket, prefix = parse_source(plain)
+    return Source(bucket, prefix, config.endpoint_url or "", moment or config.version_at or "")
 
 
 MOST_SOURCES = 64

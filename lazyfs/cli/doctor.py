@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lazyfs.cli.settings import resolve, setting_options
-from lazyfs.cli.source import source_of
+from lazyfs.config import source_of
 from lazyfs.service.logs import told
 
 COLORS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "bright_black"}

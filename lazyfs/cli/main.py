@@ -21,6 +21,7 @@ from lazyfs.cli.du import du
 from lazyfs.cli.evict import evict
 from lazyfs.cli.fsck import fsck
 from lazyfs.cli.loglevel import log_level
+from lazyfs.cli.models import ls, publish, rm
 from lazyfs.cli.mount_fd import mount_fd
 from lazyfs.cli.paths import sized
 from lazyfs.cli.pin import pin, unpin
@@ -280,7 +281,9 @@ def _sources_in_words(sources: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{indent}{count} keys hidden: {reason}"
 
 
-for command in (verify, warm, pin, unpin, evict, du, fsck, top, doctor, log_level, completion, mount_fd):
+WITHOUT_A_MOUNT = (doctor, fsck, publish, ls, rm)
+
+for command in (verify, warm, pin, unpin, evict, du, top, log_level, completion, mount_fd, *WITHOUT_A_MOUNT):
     cli.add_command(command)
 
 

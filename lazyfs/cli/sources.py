@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lazyfs.cli.settings import FromFile, flag_name, quoted
-from lazyfs.cli.source import source_of
-from lazyfs.config import MOST_SOURCES, Config, SourceConfig, check_source_name
+from lazyfs.config import MOST_SOURCES, Config, SourceConfig, check_source_name, source_of
 from lazyfs.errors import UsageError
 from lazyfs.moments import split_moment
 from lazyfs.words import parse_flag, shortened

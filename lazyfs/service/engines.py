@@ -24,11 +24,25 @@ from lazyfs.stores.traffic import Traffic
 from lazyfs.stores.versions import VersionedStore
 
 
+def boto_store(config: Config, source: Source, traffic: Traffic | None = None) -> S3Store:
+    """The store of the bucket on boto3, which can write as well; else as `s3_store`."""
+    return S3Store(source.bucket, **_options(config, source, traffic), quick=config.s3_engine != "boto3")
+
+
 def s3_store(config: Config, source: Source, traffic: Traffic | None = None) -> VersionedStore:
     """The store of the bucket, on what sends its GETs, with its requests counted in `traffic`. `SetupError` for a
     customer's key that cannot be used."""
+    hint = partial(refusal_hint, config)
+    if config.s3_engine == "awscrt":
+        from lazyfs.stores.crt import CrtStore  # noqa: PLC0415 - 30 ms of a start that nearly nobody asks for
+
+        return VersionedStore(CrtStore(source.bucket, **_options(config, source, traffic)), hint=hint)
+    return VersionedStore(boto_store(config, source, traffic), hint=hint)
+
+
+def _options(config: Config, source: Source, traffic: Traffic | None) -> dict[str, Any]:
     key_file = config.sse_customer_key_file
-    options: dict[str, Any] = {
+    return {
         "endpoint_url": config.endpoint_url,
         "region": config.region,
         "profile": config.profile,
@@ -45,12 +59,6 @@ def s3_store(config: Config, source: Source, traffic: Traffic | None = None) -> 
         "version_at": source.moment,
         "customer_key": read_key(key_file) if key_file else None,
     }
-    hint = partial(refusal_hint, config)
-    if config.s3_engine == "awscrt":
-        from lazyfs.stores.crt import CrtStore  # noqa: PLC0415 - 30 ms of a start that nearly nobody asks for
-
-        return VersionedStore(CrtStore(source.bucket, **options), hint=hint)
-    return VersionedStore(S3Store(source.bucket, **options, quick=config.s3_engine != "boto3"), hint=hint)
 
 
 def refusal_hint(config: Config, listing: bool) -> str:

@@ -110,6 +110,11 @@ class S3Store:
     def _client(self) -> Any:
         return self._connection.ready()[0]
 
+    def writing(self, *, bytes_of_objects: bool) -> tuple[Any, dict[str, Any]]:
+        """The client, and what every request to the bucket says, for `writer`; where it is about the bytes of objects
+        also the customer's key."""
+        return self._client, self._for_objects() if bytes_of_objects else self._common
+
     @property
     def signer(self) -> Signer:
         """Of the client."""

@@ -12,7 +12,7 @@ import lazyfs
 ROOT = Path(lazyfs.__file__).parent
 MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
-ORDER = ("nouns", "stores", "cache", "reading", "filesystem", "service", "cli")
+ORDER = ("nouns", "stores", "cache", "reading", "filesystem", "models", "service", "cli")
 NOUNS = {"__init__", "errors", "objects", "dense", "moments", "words", "config", "tallies"}
 
 ONLY_IN = {
