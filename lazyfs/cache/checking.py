@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lazyfs.cache.audit import cut_short, verify
 from lazyfs.cache.digest import AT_ONCE
-from lazyfs.cache.directory import MARK, OPEN_MARK, CacheDirectory
+from lazyfs.cache.directory import MARK, MODELS, OPEN_MARK, CacheDirectory
 from lazyfs.cache.index import Index
 from lazyfs.cache.ledger import USED, Ledger
 from lazyfs.cache.objectfile import ObjectFiles
@@ -43,7 +43,7 @@ from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, runs
 Told = Callable[[int, int], None]
 """Told how many bytes of how many are read."""
 
-KNOWN = {MARK, f"{MARK}.new", OPEN_MARK, "room", "index", "objects", "daemons", "damaged", "lost+found"}
+KNOWN = {MARK, f"{MARK}.new", OPEN_MARK, "room", "index", "objects", "daemons", "damaged", MODELS, "lost+found"}
 
 
 @dataclass(frozen=True, slots=True)

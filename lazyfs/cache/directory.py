@@ -1,8 +1,8 @@
 """The cache directory: whether it is fit, whose it is, and what earlier daemons left in it.
 
 Layout: `lazyfs-cache.json` (marks the directory as ours), `index/`, `objects/`, `daemons/` (one locked file for each
-running daemon), `damaged/` (what was set aside, being deleted), `open` (the boot in which the index is open), `room`
-(locked by the one daemon that clears the disk just now).
+running daemon), `damaged/` (what was set aside, being deleted), `models/` (models as plain files, see `models.shelf`),
+`open` (the boot in which the index is open), `room` (locked by the one daemon that clears the disk just now).
 Directories 0700, files 0600, no link followed.
 """
 
@@ -22,6 +22,7 @@ from lazyfs.errors import SetupError
 
 MARK = "lazyfs-cache.json"
 OPEN_MARK = "open"
+MODELS, USED = "models", "used"
 LONGEST_MARK = 4096
 """Bytes of the mark that are read."""
 
@@ -170,6 +171,13 @@ class CacheDirectory:
                 with contextlib.suppress(FileNotFoundError):
                     total += os.lstat(os.path.join(folder, name)).st_blocks * 512
         return total
+
+    def models_size(self) -> int:
+        """Bytes of disk that models kept as plain files take, or are going to; `models.shelf` says so."""
+        try:
+            return int((self.path / MODELS / USED).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return 0
 
     def clear_aside(self) -> None:
         """Delete what was set aside, now or by an earlier daemon, without waiting for it."""

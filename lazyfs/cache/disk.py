@@ -284,7 +284,7 @@ class Disk:
 
     def bound(self) -> int:
         """What `used` may reach now: the limit set, and what the filesystem can give beyond what it must keep free."""
-        aside = self._directory.aside_size()
+        aside = self._directory.aside_size() + self._directory.models_size()
         found = os.statvfs(self._directory.path)
         total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
         min_free = int(self._min_free * total) if isinstance(self._min_free, float) else self._min_free
