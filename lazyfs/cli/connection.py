@@ -12,7 +12,7 @@ import click
 
 from lazyfs.cli.settings import flag_name
 from lazyfs.config import Config
-from lazyfs.errors import LazyfsError, SetupError, UsageError
+from lazyfs.errors import SetupError, UsageError
 from lazyfs.models.places import source_said
 from lazyfs.objects import Source
 from lazyfs.words import parse_flag
@@ -64,13 +64,10 @@ def reached(source: str | None, flag: str, given: dict[str, Any]) -> tuple[Confi
 def work(config: Config, source: Source, job: "Callable[[Bucket], Any]") -> Any:
     """Run the job with the bucket open, to its end."""
     # Here and not above: boto3 and trio take 0.3 s, which every other command can do without.
-    import trio  # noqa: PLC0415
-
     from lazyfs.service.buckets import with_models  # noqa: PLC0415
+    from lazyfs.service.running import to_the_end  # noqa: PLC0415
 
     try:
-        return trio.run(with_models, config, source, job)
-    except LazyfsError:
-        raise
+        return to_the_end(lambda: with_models(config, source, job))
     except KeyboardInterrupt:
         raise SetupError("interrupted; run it again, and it goes on where it was") from None
