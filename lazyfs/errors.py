@@ -61,6 +61,10 @@ class Corrupt(LazyfsError):
     """The bytes of an object are not those that its digest stands for; they are never served."""
 
 
+class NoRoom(LazyfsError):
+    """A model does not fit on the disk, whatever is evicted; the text says what it needs and what there is."""
+
+
 class CacheUnavailable(LazyfsError):
     """The disk cache cannot do this now (full, read-only, gone, damaged). Readers never see it."""
 

@@ -15,6 +15,13 @@ from lazyfs.objects import GIB, MIB
 log = logging.getLogger(__name__)
 
 
+def default_cache_dir() -> Path:
+    """Where the cache is when nobody says."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/lazyfs")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lazyfs"
+
+
 def memory_limit(root: Path = Path("/")) -> int:
     """Bytes of memory this process may use: the least of the machine's and of every cgroup above it (v2 and v1).
 

@@ -35,6 +35,7 @@ from lazyfs.reading.streams import Budget
 from lazyfs.service import activity, levels, machine, mounts
 from lazyfs.service.commands import Commands
 from lazyfs.service.logs import log_level
+from lazyfs.service.machine import default_cache_dir
 from lazyfs.service.origins import Origins, stores_of
 from lazyfs.service.watchdog import GRACE
 from lazyfs.service.witnesses import StoredDigests
@@ -52,13 +53,6 @@ MOST_JOBS = 8
 COPIES_SHARE = 1 / 16
 """Of the memory budget, for reads that lie in two chunks and are copied while they wait for the second: 32 mapped
 readers had 35 MiB of those, and the daemon 4 MiB more than its budget and 120 MiB."""
-
-
-def default_cache_dir() -> Path:
-    """Where the cache is when nobody says."""
-    if os.geteuid() == 0:
-        return Path("/var/cache/lazyfs")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lazyfs"
 
 
 class RunningMount:

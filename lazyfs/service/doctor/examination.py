@@ -7,7 +7,7 @@ from lazyfs.config import Config
 from lazyfs.objects import Source
 from lazyfs.service.doctor import bucket, host, storage
 from lazyfs.service.doctor.findings import Finding, Patient, examine
-from lazyfs.service.mount import default_cache_dir
+from lazyfs.service.machine import default_cache_dir
 
 
 def examination(config: Config, source: Source | None, cache_dir: Path | None) -> Iterator[tuple[str, Finding]]:

@@ -1,0 +1,104 @@
+"""Models by name beside real mounts: the path in a mount, its verifier and the digests beside, one bound for both."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lazyfs import ModelCache
+from tests.mounts.mounting import Mounter, environment, run
+from tests.rooms.building import allocated, pattern
+from tests.servers.fast import FastS3Server
+
+MIB = 1 << 20
+FILES = {"model.safetensors": pattern(5 * MIB + 7), "sub/vocab.txt": b"words", "empty": b""}
+
+
+@pytest.fixture
+def cache(s3: FastS3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelCache]:
+    """A model cache in the directory of the mounts' cache, with tiny/v1 in the bucket and not here."""
+    for name, value in environment(tmp_path / "home", s3).items():
+        monkeypatch.setenv(name, value)
+    for name, data in FILES.items():
+        (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "m" / name).write_bytes(data)
+    settings: dict[str, Any] = {"endpoint_url": s3.url, "min_free_space": 0}
+    with ModelCache("s3://models/llm/", cache_dir=str(tmp_path / "elsewhere"), **settings) as other:
+        other.put("org/tiny", "v1", tmp_path / "m")
+    (tmp_path / "cache").mkdir(mode=0o700, exist_ok=True)
+    with ModelCache(
+        "s3://models/llm/", cache_dir=str(tmp_path / "cache"), max_cache_size="12MiB", **settings
+    ) as made:
+        yield made
+
+
+@pytest.mark.parametrize("source", ["s3://models", "s3://models/llm/org/"])
+def test_where_there_is_a_mount_its_path_is_given(
+    s3: FastS3Server, mounter: Mounter, cache: ModelCache, source: str
+) -> None:
+    """At once, and nothing is fetched; without it the same call gives plain files."""
+    mount = mounter.mount(s3, source)
+    path = cache.get("org/tiny", "v1")
+    assert path == mount.path / ("llm/org/tiny/v1" if source == "s3://models" else "tiny/v1")
+    assert (path / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert (cache.stats().mounted, cache.stats().fetched_bytes) == (1, 0)
+    mount.unmount()
+    plain = cache.get("org/tiny", "v1")
+    assert plain.is_relative_to(mount.cache)
+    for name, data in FILES.items():
+        assert (plain / name).read_bytes() == data
+
+
+def test_a_mount_of_another_endpoint_is_not_it(s3: FastS3Server, mounter: Mounter, cache: ModelCache) -> None:
+    """A bucket of that name, with that model, on another server."""
+    with FastS3Server() as other:
+        other.put("models", "llm/org/tiny/v1/lazyfs-manifest.json", b"{}")
+        mount = mounter.mount(other, "s3://models/llm/")
+        assert not cache.get("org/tiny", "v1").is_relative_to(mount.path)
+
+
+def test_the_verifier_of_a_mount_finds_the_digests(
+    s3: FastS3Server, mounter: Mounter, cache: ModelCache, tmp_path: Path
+) -> None:
+    """Of every file of a version, in whatever directory."""
+    mount = mounter.mount(s3, "s3://models/llm/")
+    done = run(["verify", mount.path / "org/tiny/v1"], environment(tmp_path / "home", s3))
+    assert done.returncode == 0, done.stderr
+    for name in ("model.safetensors", "sub/vocab.txt"):
+        assert f"{mount.path}/org/tiny/v1/{name}: SHA-256 agrees" in done.stdout
+
+
+def test_one_bound_holds_for_chunks_and_models(
+    s3: FastS3Server, mounter: Mounter, cache: ModelCache, tmp_path: Path
+) -> None:
+    """What a mount keeps makes room for a model, and what a mount keeps then is what is left."""
+    data = pattern(9 * MIB, seed=3)
+    s3.put("models", "other/big.bin", data)
+    s3.put("models", "other/more.bin", data)
+    mount = mounter.mount(s3, "s3://models/other/", "--max-cache-size=12MiB", "--min-free-space=0")
+    assert (mount.path / "big.bin").read_bytes() == data
+    mount.settle()
+    before = mount.stats()["disk"]["used"]
+    path = cache.get("org/tiny", "v1")
+    assert (path / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert mount.stats()["disk"]["used"] < before or before < 6 * MIB  # a slow disk may not have kept it all
+    assert allocated(mount.cache) <= 12 * MIB
+    mount.unmount()
+    again = mounter.mount(s3, "s3://models/other/", "--max-cache-size=12MiB", "--min-free-space=0")
+    assert (again.path / "more.bin").read_bytes() == data
+    again.settle()
+    assert allocated(mount.cache) <= 12 * MIB
+    assert cache.get("org/tiny", "v1") == path
+    again.unmount()
+    done = run(["fsck", mount.cache], environment(tmp_path / "home", s3))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_program_needs_no_fuse(tmp_path: Path) -> None:
+    """`ModelCache` is there where pyfuse3 is not."""
+    code = "import sys; sys.modules['pyfuse3'] = None; from lazyfs import ModelCache; import lazyfs.aio; print('here')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "here\n", done.stderr
