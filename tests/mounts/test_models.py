@@ -52,6 +52,32 @@ def test_where_there_is_a_mount_its_path_is_given(
         assert (plain / name).read_bytes() == data
 
 
+def test_in_a_mount_of_several_sources_its_path_is_given(
+    s3: FastS3Server, mounter: Mounter, cache: ModelCache
+) -> None:
+    """Below the directory of the source that has it, and of none that has the same keys in another bucket, on another
+    server or as of another time."""
+    s3.add_bucket("other")
+    client = s3.client()
+    for info in client.list_objects_v2(Bucket="models")["Contents"]:
+        s3.put("other", info["Key"], client.get_object(Bucket="models", Key=info["Key"])["Body"].read())
+    with FastS3Server() as elsewhere:
+        elsewhere.put("models", "llm/org/tiny/v1/lazyfs-manifest.json", b"{}")
+        sources = {"a": "s3://other", "b": "s3://models", "c": "s3://models/nothing", "d": "s3://models/llm/org"}
+        mount = mounter.mount(
+            s3,
+            "lazyfs",
+            *(f"--source={name}={url}" for name, url in sources.items()),
+            f"--source-option=b:endpoint-url={elsewhere.url}",
+            expect=["s3://models/nothing/ has no objects yet"],
+        )
+        path = cache.get("org/tiny", "v1")
+        assert path == mount.path / "d" / "tiny/v1"
+        assert (path / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+        assert (cache.stats().mounted, cache.stats().fetched_bytes) == (1, 0)
+        mount.unmount()
+
+
 def test_a_mount_of_another_endpoint_is_not_it(s3: FastS3Server, mounter: Mounter, cache: ModelCache) -> None:
     """A bucket of that name, with that model, on another server."""
     with FastS3Server() as other:
