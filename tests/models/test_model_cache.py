@@ -19,11 +19,12 @@ from lazyfs import DirectoryOrigin, HubOrigin, ModelCache
 from lazyfs.errors import Corrupt, LazyfsError, NoRoom, NotFound, SetupError, UsageError
 from lazyfs.models.download import SPAN
 from lazyfs.models.names import MANIFEST
-from tests.models.library import MIB, a_model
+from tests.models.library import MIB, Lazyfs, a_model, keys
 from tests.mounts.mounting import ROOT, environment, wait_until
 from tests.rooms.building import allocated
 from tests.servers.fast import FastS3Server
 from tests.servers.faults import Fault, first
+from tests.servers.objects import Object
 from tests.servers.records import Request
 
 LARGE = 2 * SPAN - 1000
@@ -32,13 +33,24 @@ LARGE = 2 * SPAN - 1000
 Caches = Callable[..., ModelCache]
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], dict[str, Object]]:
+    """The files of tiny/v1, and the objects that it is: published once, and put into the bucket of each test."""
+    work = tmp_path_factory.mktemp("published")
+    files = a_model(work / "m", large=LARGE)
+    with FastS3Server() as server:
+        server.add_bucket("models")
+        Lazyfs(work).ok(server, "publish", work / "m", "tiny/v1", "--to=s3://models/llm/")
+        found = {key: server.objects.get("models", key) for key in keys(server, "models")}
+    return files, {key: entry for key, entry in found.items() if entry is not None}
+
+
 @pytest.fixture
-def model(caches: Caches, tmp_path: Path) -> dict[str, bytes]:
+def model(_aws: None, s3: FastS3Server, published: tuple[dict[str, bytes], dict[str, Object]]) -> dict[str, bytes]:
     """tiny/v1 in the bucket, and nothing of it in the cache: its files."""
-    files = a_model(tmp_path / "m", large=LARGE)
-    cache = caches(cache_dir=str(tmp_path / "elsewhere"))
-    cache.put("tiny", "v1", tmp_path / "m")
-    cache.close()
+    files, objects = published
+    for key, entry in objects.items():
+        s3.objects.put("models", key, entry)
     return files
 
 

@@ -150,6 +150,7 @@ def test_an_interrupted_publication_says_so(
     assert errors == "lazyfs: interrupted; run it again, and it goes on where it was\n"
 
 
+@pytest.mark.slow
 def test_parts_of_other_bytes_are_not_taken(
     swift: SwiftServer, proxy: FaultProxy, lazyfs: Lazyfs, tmp_path: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_parts_of_other_bytes_are_not_taken(
     assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
 
 
+@pytest.mark.slow
 def test_a_server_that_knows_no_such_checksum(
     swift: SwiftServer, proxy: FaultProxy, lazyfs: Lazyfs, tmp_path: Path
 ) -> None:
@@ -191,7 +193,7 @@ def test_a_server_that_knows_no_such_checksum(
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(Fault(status=503, code="SlowDown"), id="slow down"),
+        pytest.param(Fault(status=503, code="SlowDown"), id="slow down", marks=pytest.mark.slow),
         pytest.param(Fault(hang_up=True, reset=True), id="reset", marks=pytest.mark.slow),
         pytest.param(Fault(close_after=0), id="answer lost"),
     ],
@@ -226,6 +228,7 @@ def test_what_is_refused_is_one_sentence(swift: SwiftServer, lazyfs: Lazyfs, tmp
     assert not any(key.endswith(MANIFEST) for key in keys(swift, bucket))
 
 
+@pytest.mark.slow
 def test_names_of_other_caches_are_known(swift: SwiftServer, lazyfs: Lazyfs, tmp_path: Path) -> None:
     bucket = bucket_on(swift)
     a_model(tmp_path / "m")
