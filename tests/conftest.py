@@ -7,9 +7,11 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """A shell has SIGINT ignored in what it starts by `&`, for good and by all children; some tests send it to one."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell has SIGINT ignored in what it starts by `&`, and nohup(1) SIGHUP, for good and by all children; some
+    tests send these to one."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

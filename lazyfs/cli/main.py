@@ -272,11 +272,11 @@ def _sources_in_words(sources: list[dict[str, Any]]) -> Iterator[str]:
         indent = "  "
         if one["name"]:
             at = f" at {one['endpoint_url']}" if one["endpoint_url"] else ""
-            answers = {None: "was not asked yet", True: "answers", False: f"is in trouble: {one['trouble']}"}
+            answers = {None: "was not asked yet", True: "answers", False: f"is in trouble: {told(one['trouble'])}"}
             yield f"  {one['name']}: {one['url']}{at} {answers[one['answers']]}"
             indent = "    "
         elif one["answers"] is False:
-            yield f"  S3 is in trouble: {one['trouble']}"
+            yield f"  S3 is in trouble: {told(one['trouble'])}"
         for reason, count in one["hidden"].items():
             yield f"{indent}{count} keys hidden: {reason}"
 

@@ -118,7 +118,10 @@ def test_what_s3_says_with_authority(stands: Stands, hand: Reader, name: str, en
     stand.proxy.fault = always(FINAL[name])
     assert failure_of(lambda: hand.call("pread", fd, 4096, FAR)) == ERRNO[name]
     assert hand.call("pread", fd, 4096, 0) == DATA[:4096], "what is here stays readable"
-    assert news.failures == len(news.lines) >= 1
+    if "InvalidObjectState" in name:  # an archive stays one for hours, so it is said once
+        assert news.failures >= len(news.lines) == 1
+    else:
+        assert news.failures == len(news.lines) >= 1
     assert all(f"read failed with {ERRNO[name]}: " in line for line in news.lines)
     assert stand.mount.stats()["store"]["retries"] == before
     stand.proxy.fault = None

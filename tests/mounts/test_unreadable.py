@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.mounts.contents import MIB, pages
-from tests.mounts.mounting import Mounter, environment, is_mounted, run
+from tests.mounts.mounting import Mounter, environment, is_mounted, run, wait_until
 from tests.mounts.reader import Reader
+from tests.mounts.test_cache import completed
 from tests.mounts.test_secrets import everything_told
 from tests.servers.certificates import Certificates
 from tests.servers.fast import FastS3Server
@@ -80,7 +81,8 @@ def test_what_is_cached_of_an_archive_is_read(s3: FastS3Server, mounter: Mounter
     s3.put("models", "weights", DATA, headers=READABLE["restored"])
     mount = mounter.mount(s3, "s3://models", "--metadata-ttl=1h")
     assert (mount.path / "weights").read_bytes() == DATA
-    mount.settle()
+    completed(mount.path / "weights")
+    wait_until(lambda: os.getxattr(mount.path / "weights", "user.lazyfs.verified") != b"no", "it is compared")
     mount.unmount()
     s3.put("models", "weights", DATA, headers=ARCHIVED["glacier"])
     s3.take_log()

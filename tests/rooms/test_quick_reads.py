@@ -92,7 +92,10 @@ async def test_a_body_without_a_length_goes_by_botocore_from_then_on(how: dict[s
     with scripted(ranged(0, 100), odd, odd, odd, odd) as server:
         store = S3Store("models", endpoint_url=server.url)
         for _ in range(4):
-            await reading(store)
+            try:
+                await reading(store)
+            except Transient:  # on a connection that the server closed only then; nothing was asked
+                await reading(store)
         assert [b"amz-sdk-request" in request for _, request in server.requests] == [True, False, True, True, True]
         store.close()
 
