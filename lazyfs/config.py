@@ -29,6 +29,9 @@ from lazyfs.words import (
 MOST_CONNECTIONS = 1024
 """Each is a descriptor, and urllib3 makes room for all of them when it starts: a thousand million would be its end."""
 
+PROVIDERS = ("aws", "minio", "ceph", "r2", "google", "wasabi", "garage", "other")
+"""Whose ways of speaking S3 are known, see `stores.profiles`."""
+
 
 def _setting(default: Any, parse: Callable[[str], Any], words: str) -> Any:
     """One field: its default as the user would write it, how it is read, and its help line."""
@@ -50,11 +53,16 @@ class Config:
     """The settings of one mount. None means: found out when the mount starts, as the help line says."""
 
     endpoint_url: str | None = _of_source(None, parse_text, "S3 endpoint to use instead of AWS, http(s)://host[:port].")
+    s3_provider: str = _of_source(
+        "auto",
+        choice("auto", *PROVIDERS),
+        f"Whose S3 it is: {', '.join(PROVIDERS)}; by default as the host of the endpoint tells, else 'other'.",
+    )
     region: str | None = _of_source(None, parse_text, "Region of the bucket; default: as boto3 finds it.")
     profile: str | None = _of_source(None, parse_text, "Profile of the AWS configuration to take credentials from.")
     no_sign_request: bool = _of_source("false", parse_flag, "Send unsigned requests, for public buckets.")
     force_path_style: bool = _of_source(
-        "false", parse_flag, "Put the bucket into the path instead of the host; always on with --endpoint-url."
+        "false", parse_flag, "Put the bucket into the path instead of the host; always so for servers other than AWS's."
     )
     transfer_acceleration: bool = _of_source(
         "false", parse_flag, "Use the Transfer Acceleration endpoint of AWS; the bucket must have it enabled."

@@ -38,6 +38,10 @@ class ObjectChanged(StoreError):
     """The object is no longer the version that was asked for (412, another ETag, another size)."""
 
 
+class Unordered(StoreError):
+    """The store gives keys in an order of its own, so that what follows a key cannot be had from it."""
+
+
 class Transient(StoreError):
     """The request failed in a way that asking again may mend.
 

@@ -22,7 +22,7 @@ from itertools import pairwise
 import trio
 
 from lazyfs.dense import Infos, Row, Rows, row
-from lazyfs.errors import StoreError
+from lazyfs.errors import StoreError, Unordered
 from lazyfs.objects import Listing, Stretch
 
 log = logging.getLogger(__name__)
@@ -179,19 +179,25 @@ class Walks:
         """The listings of a stretch from a directory on, kept; None if there is none."""
         try:
             stretch = await self._stretch(below, start[:-1])
+        except Unordered:
+            self._give_up()
+            return None
         except StoreError as error:
             log.debug("no stretch below %r: %s", below, error)
             return None
         names = Infos.of(below, stretch.objects).names
         if any(one >= other for one, other in pairwise(names)) or (names and below + names[0] <= stretch.after):
-            if not self.unordered:
-                log.warning("the store does not list keys in order, so that each directory is asked for alone")
-            self.unordered = True
+            self._give_up()
             return None
         found = {listing.prefix: listing for listing in split(stretch)}
         walk.brought.append(dict(found))
         await self._keep(list(found.values()))
         return found
+
+    def _give_up(self) -> None:
+        if not self.unordered:
+            log.warning("the store does not list keys in order, so that each directory is asked for alone")
+        self.unordered = True
 
     def _walk(self, below: str) -> _Walk:
         walk = self._walks.setdefault(below, _Walk())

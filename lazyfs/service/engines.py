@@ -44,6 +44,7 @@ def _options(config: Config, source: Source, traffic: Traffic | None) -> dict[st
     key_file = config.sse_customer_key_file
     return {
         "endpoint_url": config.endpoint_url,
+        "provider": config.s3_provider,
         "region": config.region,
         "profile": config.profile,
         "no_sign_request": config.no_sign_request,

@@ -26,6 +26,9 @@ _ENCRYPTION = re.compile(
 _KEY_WANTED = "the object is encrypted with a key of its owner's; mount with that one, --sse-customer-key-file"
 _KEY_UNWANTED = "the object is not encrypted with a customer's key; mount without --sse-customer-key-file to read it"
 
+_IN_PARTS = re.compile("-[0-9]+$")
+"""The end of the ETag of a multipart upload."""
+
 MOST_WORDS = 1000
 """Letters of what a server says about a failure that are repeated. Fewer than the 4,300 digits from which Python
 refuses to read a number, which an `&#...;` could be."""
@@ -80,12 +83,17 @@ def check_range(answer: RangeAnswer, version: ObjectVersion, start: int, stop: i
         raise Transient(f"asked for bytes {start}-{stop - 1} as they are, and they come encoded: {answer.coding[:80]}")
 
 
-def full_checksums(kind: str, sha256: str, crc64nvme: str) -> Checksums:
+def full_checksums(kind: str, sha256: str, crc64nvme: str, etag: str = "") -> Checksums:
     """The checksums of a whole object out of the headers of a HEAD, in base64 as S3 writes them; `kind` is
     x-amz-checksum-type. A COMPOSITE one, of the checksums of the parts of an upload, says nothing about the bytes as
-    one row; it ends in `-` and the number of parts. What is no checksum is none."""
+    one row; it ends in `-` and the number of parts. What is no checksum is none.
+
+    There are servers that say neither (Garage): the SHA256 of an object in parts, which the ETag tells, is not taken
+    then. A CRC64NVME is always of the whole."""
     if kind.upper() == "COMPOSITE":
         return Checksums()
+    if not kind and _IN_PARTS.search(opaque(etag)):
+        sha256 = ""
     whole, part = _unbase64(sha256, 32), _unbase64(crc64nvme, 8)
     return Checksums(whole.hex(), int.from_bytes(part, "big") if part else None)
 

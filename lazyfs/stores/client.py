@@ -7,6 +7,7 @@ asked. Any thread.
 
 import logging
 import threading
+from functools import partial
 from typing import Any
 
 import boto3
@@ -15,6 +16,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 
 from lazyfs.errors import SetupError, Transient
+from lazyfs.stores.profiles import profile_of
 from lazyfs.stores.signing import Signer
 from lazyfs.stores.traffic import Traffic
 from lazyfs.stores.wire import CONNECT_TIMEOUT, STALL_TIMEOUT
@@ -36,11 +38,17 @@ class Connection:
         ca_bundle: str | None,
         connections: int,
         traffic: Traffic,
+        provider: str = "auto",
         transfer_acceleration: bool = False,
         dual_stack: bool = False,
         fips: bool = False,
     ) -> None:
-        """Sends nothing to S3. `SetupError` for a profile or a CA bundle that does not exist."""
+        """Sends nothing to S3. `SetupError` for a profile or a CA bundle that does not exist.
+
+        `provider` as for `profiles.profile_of`. `path_style`: the bucket in the path also where the profile has it in
+        the host.
+        """
+        self.server = profile_of(provider, endpoint_url)
         try:
             self._session = boto3.session.Session(profile_name=profile)
         except botocore.exceptions.ProfileNotFound as error:
@@ -56,7 +64,7 @@ class Connection:
                 # and to S3 Express (a session) in a way that is refused there.
                 signature_version=UNSIGNED if no_sign_request else None,
                 s3={
-                    "addressing_style": "path" if path_style else "auto",
+                    "addressing_style": "path" if path_style else self.server.addressing,
                     "use_accelerate_endpoint": transfer_acceleration,
                 },
                 # None leaves it to AWS_USE_DUALSTACK_ENDPOINT, AWS_USE_FIPS_ENDPOINT and the profile.
@@ -99,16 +107,25 @@ class Connection:
 
     def _make(self) -> tuple[Any, Signer]:
         session, arguments = self._session, self._arguments
-        region = arguments["region_name"] or session.region_name or "us-east-1"
+        region = arguments["region_name"] or session.region_name or self.server.region
         made: Any = session.client("s3", **{**arguments, "region_name": region})
         made.meta.events.register("before-call.s3.HeadBucket", _as_it_is)
         self._traffic.watch(made)
-        return made, Signer(made, None if self._unsigned else session.get_credentials())
+        accepted = self.server.accept_encoding
+        if accepted != "identity":  # which http.client says of itself
+            for name in ("GetObject", "HeadObject"):
+                made.meta.events.register(f"before-send.s3.{name}", partial(_accepting, accepted))
+        return made, Signer(made, None if self._unsigned else session.get_credentials(), accepted)
 
     def close(self) -> None:
         """Close the client's connections that are idle."""
         if self._made is not None:
             self._made[0].close()
+
+
+def _accepting(coding: str, request: Any, **_: Any) -> None:
+    """Say so in a request that is signed already, for there are servers that change this header before they look."""
+    request.headers["Accept-Encoding"] = coding
 
 
 def _as_it_is(params: dict[str, Any], **_: Any) -> None:

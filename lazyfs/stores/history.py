@@ -20,7 +20,8 @@ from lazyfs.errors import StoreError, Transient
 from lazyfs.moments import seconds_of
 from lazyfs.objects import Listing, ObjectVersion, Stretch
 from lazyfs.stores.answers import opaque
-from lazyfs.stores.lister import MOST_COUNTED
+from lazyfs.stores.lister import MOST_COUNTED, as_they_are
+from lazyfs.stores.profiles import Profile
 from lazyfs.stores.version_pages import AsOf, VersionPage, read_version_page
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,12 @@ MOST_SEARCHED = 10
 
 
 class VersionPages:
-    """Pages of versions of one bucket; `client` and `common` as for `lister.Lister`. One request at a time in each
-    thread."""
+    """Pages of versions of one bucket on a server of a kind; `client` and `common` as for `lister.Lister`. One request
+    at a time in each thread."""
 
-    def __init__(self, client: Callable[[], Any], common: Mapping[str, Any]) -> None:
+    def __init__(self, client: Callable[[], Any], common: Mapping[str, Any], server: Profile) -> None:
         self._client = client
+        self._server = server
         self._common = common
         self._lock = threading.Lock()
         self._seen = threading.local()
@@ -61,6 +63,8 @@ class VersionPages:
     def find(self, version: ObjectVersion) -> str:
         """The id of the version of its key that has its ETag and size, empty if there is none, or if the server knows
         nothing of versions or does not tell."""
+        if not self._server.versions:
+            return ""
         pages = itertools.islice(self.pages(Prefix=version.key), MOST_SEARCHED)
         try:
             for change in (change for page in pages for change in page.changes):
@@ -78,6 +82,8 @@ class VersionPages:
 
     def keeps(self) -> bool:
         """Whether the bucket has versions or had them; also where that is not told."""
+        if not self._server.versions:
+            return False
         try:
             return bool(self._client().get_bucket_versioning(**_owned(self._common)).get("Status"))
         except botocore.exceptions.ClientError as error:
@@ -90,7 +96,10 @@ class VersionPages:
         with self._lock:  # as in `lister`
             name = "before-parse.s3.ListObjectVersions"
             client.meta.events.register_last(name, self._read, unique_id="lazyfs-versions")
-        client.list_object_versions(**self._common, **arguments, EncodingType="url")
+            if not self._server.listing[0].encoded:
+                name = "before-parameter-build.s3.ListObjectVersions"
+                client.meta.events.register_last(name, as_they_are, unique_id="lazyfs-versions-plain")
+        client.list_object_versions(**self._common, **arguments)
         found: VersionPage | None = self._seen.page
         if found is None:
             raise Transient("asked for a listing of versions, got something else")

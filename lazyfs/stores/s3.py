@@ -27,6 +27,7 @@ from lazyfs.stores.client import Connection
 from lazyfs.stores.customer_keys import open_way, sse_arguments
 from lazyfs.stores.history import History, VersionPages
 from lazyfs.stores.lister import Lister
+from lazyfs.stores.profiles import CRC64NVME, SHA256
 from lazyfs.stores.quick import read_quickly
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
 from lazyfs.stores.traffic import GET, Traffic, Trip
@@ -45,6 +46,7 @@ class S3Store:
         *,
         endpoint_url: str | None = None,
         region: str | None = None,
+        provider: str = "auto",
         profile: str | None = None,
         no_sign_request: bool = False,
         force_path_style: bool = False,
@@ -63,8 +65,9 @@ class S3Store:
         """Make the client. Sends nothing. `SetupError` for a profile or a CA bundle that does not exist, or a key of a
         customer's that all could see on its way.
 
-        `version_at`: list what there was at that moment, see `moments`. `customer_key`: the 32 bytes of SSE-C.
-        `quick`: GETs go over `wire` where that can be; else all by botocore. `traffic` counts what is sent.
+        `provider`: whose ways it speaks, see `profiles`. `version_at`: list what there was at that moment, see
+        `moments`. `customer_key`: the 32 bytes of SSE-C. `quick`: GETs go over `wire` where that can be; else all by
+        botocore. `traffic` counts what is sent.
         """
         self.traffic = traffic or Traffic()
         self._common: dict[str, Any] = {"Bucket": bucket}
@@ -85,7 +88,8 @@ class S3Store:
             region=region,
             profile=profile,
             no_sign_request=no_sign_request,
-            path_style=force_path_style or endpoint_url is not None,
+            provider=provider,
+            path_style=force_path_style,
             ca_bundle=ca_bundle,
             connections=max_connections,
             transfer_acceleration=transfer_acceleration,
@@ -101,8 +105,9 @@ class S3Store:
         if open_to:
             raise SetupError(open_to)
         self.version_ids = VersionIds()
-        self._versions = VersionPages(lambda: self._client, self._common)
-        self._lister: Lister | History = Lister(lambda: self._client, self._common)
+        server = self._connection.server
+        self._versions = VersionPages(lambda: self._client, self._common, server)
+        self._lister: Lister | History = Lister(lambda: self._client, self._common, server.listing)
         if version_at:
             self._lister = History(self._versions, version_at)
 
@@ -127,16 +132,15 @@ class S3Store:
         self._connection.close()
 
     async def list(self, prefix: str) -> Listing:
-        """See `base.Store.list`: ListObjectsV2 with delimiter `/`, all pages; keys come url-encoded and are decoded. Of
-        another time ListObjectVersions, see `history`."""
+        """See `base.Store.list`, and `lister`, or for another time `history`."""
         return await self._ask(self._lister.list, prefix)
 
     async def stretch(self, prefix: str, after: str) -> Stretch:
-        """See `base.Store.stretch`: a flat ListObjectsV2, 1,000 objects a request."""
+        """See `base.Store.stretch`: a flat listing, 1,000 objects a request."""
         return await self._ask(self._lister.stretch, prefix, after)
 
     async def total_size(self, prefix: str) -> int:
-        """See `base.Store.total_size`: a flat ListObjectsV2, `lister.MOST_COUNTED` requests at most."""
+        """See `base.Store.total_size`: a flat listing, `lister.MOST_COUNTED` requests at most."""
         return await self._ask(self._lister.total_size, prefix)
 
     async def stat(self, key: str) -> ObjectInfo:
@@ -171,9 +175,9 @@ class S3Store:
         answer = self._head({"Key": version.key, **_pinned(version)}, IfMatch=version.etag, ChecksumMode="ENABLED")
         if opaque(answer["ETag"]) != opaque(version.etag) or answer["ContentLength"] != version.size:
             raise ObjectChanged(f"{version.key}: the object is now {answer['ETag']}, not {version.etag}")
-        return full_checksums(
-            answer.get("ChecksumType", ""), answer.get("ChecksumSHA256", ""), answer.get("ChecksumCRC64NVME", "")
-        )
+        whole = self._connection.server.whole
+        sha256, crc64nvme = (answer.get(f"Checksum{name}", "") if name in whole else "" for name in (SHA256, CRC64NVME))
+        return full_checksums(answer.get("ChecksumType", ""), sha256, crc64nvme, answer["ETag"])
 
     def _head(self, which: dict[str, str], **asked: str) -> Any:
         """The answer to a HEAD, with the ETag and the length that it must have.

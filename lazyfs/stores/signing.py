@@ -79,8 +79,10 @@ def authorities(client: Any) -> str | None:
 class Signer:
     """Watches the GETs of a botocore client, and writes more of them."""
 
-    def __init__(self, client: Any, credentials: Any) -> None:
-        """`credentials` are botocore's, None if there are none."""
+    def __init__(self, client: Any, credentials: Any, accept_encoding: str = "identity") -> None:
+        """`credentials` are botocore's, None if there are none. `accept_encoding` is said in every request that is
+        written here, and is never signed; see `profiles`."""
+        self._accept = accept_encoding
         self._credentials = credentials
         self._seen = threading.local()
         client.meta.events.register("before-sign.s3.GetObject", self._signing)
@@ -134,7 +136,6 @@ class Signer:
             S3SigV4Auth(self._credentials.get_frozen_credentials(), pattern.name, pattern.region).add_auth(request)
         parts = urlsplit(url)
         target = parts.path + (f"?{parts.query}" if parts.query else "")
-        # Without a word about it anybody on the way may compress, and a range of that is not a range of the object.
-        lines = [f"GET {target} HTTP/1.1", f"Host: {pattern.authority}", "Accept-Encoding: identity"]
+        lines = [f"GET {target} HTTP/1.1", f"Host: {pattern.authority}", f"Accept-Encoding: {self._accept}"]
         lines += [f"{name}: {value}" for name, value in request.headers.items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -24,6 +24,7 @@ ONLY_IN = {
         "stores/border.py",
         "stores/client.py",
         "stores/history.py",
+        "stores/lister.py",
         "stores/probe.py",
         "stores/s3.py",
         "stores/signing.py",

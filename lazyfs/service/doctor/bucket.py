@@ -59,10 +59,11 @@ def make_probe(config: Config, source: Source) -> Probe:
         common=common,
         customer_key=read_key(config.sse_customer_key_file) if config.sse_customer_key_file else None,
         endpoint_url=config.endpoint_url,
+        provider=config.s3_provider,
         region=config.region,
         profile=config.profile,
         no_sign_request=config.no_sign_request,
-        path_style=config.force_path_style or config.endpoint_url is not None,
+        path_style=config.force_path_style,
         ca_bundle=config.ca_bundle,
     )
 
