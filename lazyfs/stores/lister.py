@@ -16,7 +16,7 @@ from typing import Any
 
 import botocore.exceptions
 
-from lazyfs.dense import Rows
+from lazyfs.dense import Row, Rows
 from lazyfs.errors import Transient, Unordered
 from lazyfs.objects import Listing, Stretch
 from lazyfs.stores.pages import Page, read_page
@@ -48,7 +48,7 @@ class Lister:
         listed_at = time.time()
         rows, prefixes = Rows(prefix), dict[str, None]()
         for page in self._pages(Prefix=prefix, Delimiter="/"):
-            rows.extend(page.rows)
+            rows.extend(_below(prefix, page))
             # Behind a marker that is a common prefix some servers have that one again.
             prefixes.update(dict.fromkeys(page.prefixes))
         return Listing(prefix, rows.done(), tuple(prefixes), listed_at)
@@ -66,7 +66,7 @@ class Lister:
             page = self._asked(self._ways[way], after, {"Prefix": prefix})
         self._way = max(self._way, way)
         rows = Rows(prefix)
-        rows.extend(page.rows)
+        rows.extend(_below(prefix, page))
         return Stretch(prefix, after, rows.done(), not page.following, listed_at)
 
     def total_size(self, prefix: str) -> int:
@@ -135,6 +135,11 @@ class Lister:
     def _build(self, params: dict[str, Any], **_: Any) -> None:
         if not self._seen.way.encoded:
             as_they_are(params)
+
+
+def _below(prefix: str, page: Page) -> Iterator[Row]:
+    """Without the marker of the directory itself, which some servers list without its slash."""
+    return (row for row in page.rows if not prefix or row[0] != prefix[:-1])
 
 
 def as_they_are(params: dict[str, Any], **_: Any) -> None:

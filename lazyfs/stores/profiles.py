@@ -34,7 +34,8 @@ SHA256, CRC64NVME = "SHA256", "CRC64NVME"
 class Profile:
     """One server's ways.
 
-    addressing: botocore's word: `path`, or `auto`, which is the bucket in the host where that can be.
+    addressing: botocore's word: `path`, or `auto`, which is the bucket in the host where that can be and no endpoint is
+        named.
     region: that requests are signed for where nobody says one.
     listing: how to ask for listings; the next one when a server says, or shows, that it does not know one.
     whole: checksums of a HEAD that may be of the whole object. What is said to be composite never is, see `answers`.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from lazyfs.errors import AccessDenied, NotFound, ObjectChanged
+from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, StoreError
 from lazyfs.objects import KIB, ObjectVersion
 from lazyfs.stores.base import Claim, Store
 from lazyfs.stores.crt import CrtStore
@@ -47,6 +47,9 @@ class Stand:
     put: Put
     delete: Any
     prefix: str
+    missing: type[StoreError] = NotFound
+    without: frozenset[str] = frozenset()
+    """Names that the server cannot have, or list."""
 
     async def version(self, name: str, data: bytes) -> ObjectVersion:
         """Store an object below the prefix; its version as the store tells it."""
@@ -162,13 +165,13 @@ async def test_an_overwritten_object_has_changed(stand: Stand) -> None:
 
 async def test_what_is_not_there(stand: Stand) -> None:
     """A key that never was, and one that is gone."""
-    with pytest.raises(NotFound):
+    with pytest.raises(stand.missing):
         await stand.store.stat(stand.prefix + "never")
     version = await stand.version("k", b"data")
     stand.delete(version.key)
-    with pytest.raises(NotFound):
+    with pytest.raises(stand.missing):
         await stand.store.stat(version.key)
-    with pytest.raises(NotFound):
+    with pytest.raises(stand.missing):
         await stand.read(version, 0, 4)
 
 
@@ -190,10 +193,11 @@ async def test_a_listing_and_a_stat_agree(stand: Stand) -> None:
 
 async def test_odd_keys_come_as_they_are(stand: Stand) -> None:
     """Blanks, plus, percent, Unicode in either form, dots: listed, found and read under their own names."""
-    for name in ODD_NAMES:
+    names = [name for name in ODD_NAMES if name not in stand.without]
+    for name in names:
         stand.put(stand.prefix + name, name.encode())
     listing = await stand.store.list(stand.prefix)
-    assert {info.key for info in listing.objects} == {stand.prefix + name for name in ODD_NAMES}
+    assert {info.key for info in listing.objects} == {stand.prefix + name for name in names}
     for info in listing.objects:
         version = ObjectVersion("p", info.key, info.etag, info.size)
         assert (await stand.read(version, 0, info.size))[0] == info.key.removeprefix(stand.prefix).encode()
@@ -211,7 +215,8 @@ async def test_a_listing_is_one_level_deep(stand: Stand) -> None:
     below = await stand.store.list(stand.prefix + "a/")
     assert [info.key for info in below.objects] == [stand.prefix + "a/b"]
     assert below.prefixes == (stand.prefix + "a/c/",)
-    assert [i.key for i in (await stand.store.list(stand.prefix + "marker/")).objects] == [stand.prefix + "marker/"]
+    markers = [] if "marker/" in stand.without else [stand.prefix + "marker/"]
+    assert [i.key for i in (await stand.store.list(stand.prefix + "marker/")).objects] == markers
     assert (await stand.store.list(stand.prefix + "twice/")).prefixes == (stand.prefix + "twice//",)
     assert await stand.store.total_size(stand.prefix) == 14
     assert await stand.store.total_size(stand.prefix + "a/") == 4
