@@ -58,7 +58,7 @@ class Lister:
         listed_at = time.time()
         page = self._page(after=after, Prefix=prefix)
         way = self._way
-        while any(row[0] <= after for row in page.rows):
+        while any(row[0] < after for row in page.rows):
             # As from a server that knows no StartAfter, and another way may have it.
             way += 1
             if way >= len(self._ways):
@@ -66,7 +66,8 @@ class Lister:
             page = self._asked(self._ways[way], after, {"Prefix": prefix})
         self._way = max(self._way, way)
         rows = Rows(prefix)
-        rows.extend(_below(prefix, page))
+        # The key itself may come: as the marker of a directory that is listed without its slash.
+        rows.extend(row for row in _below(prefix, page) if row[0] != after)
         return Stretch(prefix, after, rows.done(), not page.following, listed_at)
 
     def total_size(self, prefix: str) -> int:

@@ -8,7 +8,7 @@ import dataclasses
 import gzip
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,6 +72,31 @@ QUIRKS: dict[str, Quirks] = {
     "markers without slash": Quirks(bare_markers=True),  # rclone serve s3
     "gzip is undone": Quirks(transcodes=True),  # Google
 }
+
+TOGETHER: dict[str, tuple[str, ...]] = {
+    "rclone": (
+        "200 for a range",
+        "no If-Match",
+        "listed ETags without quotes",
+        "no checksums",
+        "markers without slash",
+    ),
+    "r2": ("random ETags",),
+    "ceph": ("prefixes are not encoded",),
+    "google": ("gzip is undone",),
+    "garage": ("composites are not told", "403 for what is not there"),
+    "old": ("ListObjects only", "keys are not encoded", "ETags without quotes"),
+    "older": ("ListObjectsV2 is refused", "no word of encoding"),
+}
+"""Servers with several of them, so that each is in one; mounts take longer than questions."""
+
+
+def together(names: Iterable[str]) -> Quirks:
+    """All of these."""
+    normal = dataclasses.asdict(Quirks())
+    found = [dataclasses.asdict(QUIRKS[name]) for name in names]
+    return Quirks(**{field: value for one in found for field, value in one.items() if value != normal[field]})
+
 
 PROVIDERS: Mapping[str, str] = {"prefixes are not encoded": "ceph", "gzip is undone": "google"}
 """What a client must be told to get along with it; nothing else must be said."""
