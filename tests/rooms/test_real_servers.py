@@ -1,5 +1,5 @@
 """The contract of every store, asked of servers that others wrote and that take their time to start: Ceph's radosgw and
-`rclone serve s3`. Only in --full."""
+`rclone serve s3`; and by ListObjects, also of Swift. Only in --full."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +10,7 @@ from lazyfs.errors import AccessDenied, ObjectChanged
 from lazyfs.objects import ObjectVersion
 from lazyfs.stores.base import Claim
 from lazyfs.stores.crt import CrtStore
+from lazyfs.stores.profiles import PROFILES, V1, V1_PLAIN, Profile
 from lazyfs.stores.s3 import S3Store
 from tests.rooms import test_store_contract as contract
 from tests.servers.clients import S3Endpoint
@@ -19,6 +20,7 @@ from tests.servers.rclone import RcloneServer
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_aws")]
 
 BUCKET = "contract"
+swift = contract.swift
 
 test_a_range_is_exactly_its_bytes = contract.test_a_range_is_exactly_its_bytes
 test_an_overwritten_object_has_changed = contract.test_an_overwritten_object_has_changed
@@ -63,14 +65,24 @@ def stores(server: S3Endpoint, *, crt: bool = False, **options: Any) -> Iterator
         client.close()
 
 
-@pytest.fixture(scope="module", params=["rclone", "rclone-crt", "radosgw-ceph", "radosgw-other", "radosgw-crt"])
+FIRST = {"v1": Profile(listing=(V1,)), "v1 plain": Profile(listing=(V1_PLAIN,))}
+"""Profiles that ask for nothing but ListObjects."""
+
+ORIGINS = ["rclone", "rclone-crt", "radosgw-ceph", "radosgw-other", "radosgw-crt"]
+ORIGINS += [f"{server}-{way}" for server in ("rclone", "radosgw", "swift") for way in FIRST]
+
+
+@pytest.fixture(scope="module", params=ORIGINS)
 def origin(request: pytest.FixtureRequest, _aws: None) -> Iterator[Any]:
     """Server and how it is asked: by the engine, or the profile."""
     name, _, way = request.param.partition("-")
     server = request.getfixturevalue(name)
-    options = {"crt": True} if way == "crt" else {"provider": way or "auto"}
-    for made in stores(server, **options):
-        yield (*made, name)
+    options: dict[str, Any] = {"crt": True} if way == "crt" else {"provider": way or "auto"}
+    with pytest.MonkeyPatch.context() as patch:
+        for each, profile in FIRST.items():
+            patch.setitem(PROFILES, each, profile)
+        for made in stores(server, **options):
+            yield (*made, name)
 
 
 @pytest.fixture
