@@ -9,14 +9,14 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.mounts.contents import MIB, pages
 from tests.mounts.mounting import Mounter, environment, outlive_moment, wait_until
+from tests.mounts.providers import BASE_KEY, CONTAINER_TOKEN, Providers
 from tests.mounts.reader import Reader, ReaderDied
 from tests.mounts.test_cache import sum_of
 from tests.servers.fast import FastS3Server
@@ -36,6 +36,13 @@ def expires(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
 
 
+def _replace(file: Path, text: str) -> None:
+    # At once: who reads it must not see a half.
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.rename(file)
+
+
 class Rotation:
     """Who gives keys and who takes them: `issued` is in the credentials, `taken` at the server."""
 
@@ -50,14 +57,12 @@ class Rotation:
         server.fault = self._judge
 
     def issue(self, number: int) -> None:
-        """New credentials are there from now on."""
+        """New credentials are there from now on, and a new web identity."""
         self.issued = number
+        _replace(self._file.with_name("token"), f"who-we-are-{number}")
         fields = {"Version": 1, "AccessKeyId": f"AKIA{number}", "SecretAccessKey": "canary-secret"}
         fields |= {"SessionToken": f"canary-token-{number}", "Expiration": expires(60)}
-        # At once: the process that reads it must not see a half.
-        new = self._file.with_suffix(".new")
-        new.write_text(json.dumps(fields))
-        new.rename(self._file)
+        _replace(self._file, json.dumps(fields))
 
     def _judge(self, request: Request) -> Fault | None:
         found = re.search(r"Credential=AKIA(\d+)/", request.headers.get("authorization", ""))
@@ -77,42 +82,6 @@ class Rotation:
             return None
 
 
-class Tokens(ThreadingHTTPServer):
-    """An STS that gives whoever shows the right web identity the credentials of the moment."""
-
-    def __init__(self, file: Path) -> None:
-        answers = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                answers.asked += "WebIdentityToken=who-we-are" in asked
-                found = json.loads(file.read_text())
-                fields = "".join(f"<{n}>{v}</{n}>" for n, v in found.items() if n != "Version")
-                body = (
-                    '<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">'
-                    f"<AssumeRoleWithWebIdentityResult><Credentials>{fields}</Credentials>"
-                    "</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
-                ).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Not on the terminal."""
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked = 0
-        self.thread = threading.Thread(target=self.serve_forever, daemon=True)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        """Its endpoint."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
 @pytest.fixture
 def rotation(s3: FastS3Server, tmp_path: Path) -> Rotation:
     """Keys that change under a server with one file, which is too long for one key."""
@@ -122,13 +91,11 @@ def rotation(s3: FastS3Server, tmp_path: Path) -> Rotation:
 
 
 @pytest.fixture
-def tokens(tmp_path: Path) -> Iterator[Tokens]:
-    """The STS."""
-    made = Tokens(tmp_path / "credentials.json")
+def providers(tmp_path: Path) -> Iterator[Providers]:
+    """Where they come from."""
+    made = Providers(tmp_path / "credentials.json", tmp_path / "token")
     yield made
-    made.shutdown()
-    made.server_close()
-    made.thread.join()
+    made.close()
 
 
 def by_process(work: Path) -> dict[str, str]:
@@ -138,23 +105,71 @@ def by_process(work: Path) -> dict[str, str]:
     return environment(work / "home", None, AWS_CONFIG_FILE=str(config))
 
 
-def by_web_identity(work: Path, tokens: Tokens) -> dict[str, str]:
-    """An environment in which STS gives them, to who shows the token in a file."""
-    (work / "token").write_text("who-we-are")
+def by_web_identity(work: Path, providers: Providers) -> dict[str, str]:
+    """STS gives them, to who shows the token in a file, which changes as they do."""
     more = {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/models", "AWS_ROLE_SESSION_NAME": "lazyfs"}
-    more |= {"AWS_WEB_IDENTITY_TOKEN_FILE": str(work / "token"), "AWS_ENDPOINT_URL_STS": tokens.url}
+    more |= {"AWS_WEB_IDENTITY_TOKEN_FILE": str(work / "token"), "AWS_ENDPOINT_URL_STS": providers.url}
     return environment(work / "home", None, **more)
 
+
+def by_assumed_role(work: Path, providers: Providers) -> dict[str, str]:
+    """STS gives them, to who has the key of the profile that may assume the role."""
+    config = work / "aws-config"
+    config.write_text(
+        "[default]\nrole_arn = arn:aws:iam::123456789012:role/models\nsource_profile = base\nregion = us-east-1\n"
+        f"[profile base]\naws_access_key_id = {BASE_KEY}\naws_secret_access_key = canary-base\n"
+    )
+    more = {"AWS_CONFIG_FILE": str(config), "AWS_ENDPOINT_URL_STS": providers.url}
+    return environment(work / "home", None, **more)
+
+
+def by_role_of_environment(work: Path, providers: Providers) -> dict[str, str]:
+    """The same, where the key is in the environment, of which the profile speaks as its credential_source."""
+    config = work / "aws-config"
+    config.write_text(
+        "[profile models]\nrole_arn = arn:aws:iam::123456789012:role/models\ncredential_source = Environment\n"
+        "region = us-east-1\n"
+    )
+    more = {"AWS_CONFIG_FILE": str(config), "AWS_ENDPOINT_URL_STS": providers.url, "LAZYFS_PROFILE": "models"}
+    more |= {"AWS_ACCESS_KEY_ID": BASE_KEY, "AWS_SECRET_ACCESS_KEY": "canary-base"}
+    return environment(work / "home", None, **more)
+
+
+def by_container(work: Path, providers: Providers) -> dict[str, str]:
+    """The endpoint of a container gives them, as on ECS and by EKS Pod Identity."""
+    more = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{providers.url}/container"}
+    return environment(work / "home", None, AWS_CONTAINER_AUTHORIZATION_TOKEN=CONTAINER_TOKEN, **more)
+
+
+def by_instance(work: Path, providers: Providers) -> dict[str, str]:
+    """The metadata service of an instance gives them, version 2."""
+    more = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": providers.url, "AWS_EC2_METADATA_DISABLED": "false"}
+    return environment(work / "home", None, **more)
+
+
+def by_command(work: Path, _: Providers) -> dict[str, str]:
+    """A command prints them."""
+    return by_process(work)
+
+
+CHANGING: dict[str, tuple[Callable[[Path, Providers], dict[str, str]], str]] = {
+    "process": (by_command, ""),
+    "web identity": (by_web_identity, "AssumeRoleWithWebIdentity"),
+    "assumed role": (by_assumed_role, "AssumeRole"),
+    "role of the environment": (by_role_of_environment, "AssumeRole"),
+    "container": (by_container, "container"),
+}
+"""Where they come from: the environment, and what is asked for there."""
 
 OPTIONS = ("--read-part-size=1MiB", "--max-connections=4", "--log-level=debug")
 
 
-@pytest.mark.parametrize("provider", ["process", "web-identity"])
+@pytest.mark.parametrize("provider", CHANGING)
 def test_keys_expire_under_a_mapped_reader(
-    s3: FastS3Server, mounter: Mounter, reader: Reader, rotation: Rotation, tokens: Tokens, provider: str
+    s3: FastS3Server, mounter: Mounter, reader: Reader, rotation: Rotation, providers: Providers, provider: str
 ) -> None:
     """Five keys and more for one file: it is read to its end, by the daemon that began it, and nothing failed."""
-    env = by_process(mounter.work) if provider == "process" else by_web_identity(mounter.work, tokens)
+    env, asked = CHANGING[provider][0](mounter.work, providers), CHANGING[provider][1]
     mount = mounter.mount(s3, "s3://models", *OPTIONS, env=env)
     assert reader.call("mapped_digest", str(mount.path / "weights"), "sequential") == sum_of(DATA)[1]
     assert len(rotation.keys) >= 5
@@ -163,8 +178,23 @@ def test_keys_expire_under_a_mapped_reader(
     assert (stats["failures"], stats["pid"], stats["chunks"]["corrupt"]) == (0, mount.pid, 0)
     assert stats["store"]["retries"] >= rotation.refused - 1
     assert stats["store"]["bytes_received"] == len(DATA), "nothing was fetched twice"
-    assert (provider == "process") == (tokens.asked == 0)
+    assert providers.asked.keys() == ({asked} if asked else set())
+    assert provider != "web identity" or len(providers.identities) >= 5, "the token in the file is read anew"
     assert mount.unmount() == 0
+    assert "canary" not in mount.logged()
+
+
+def test_an_instance_has_credentials(
+    s3: FastS3Server, mounter: Mounter, reader: Reader, rotation: Rotation, providers: Providers
+) -> None:
+    """Of its role, asked for as version 2 of the metadata service wants it. They do not expire here: botocore holds
+    those that an instance has for good for ten minutes more than they say."""
+    rotation.rotating = False
+    mount = mounter.mount(s3, "s3://models", *OPTIONS, env=by_instance(mounter.work, providers))
+    assert reader.call("digest", str(mount.path / "weights")) == sum_of(DATA)
+    assert providers.asked.keys() == {"session", "instance"}
+    assert rotation.keys == {1}
+    assert mount.settle()["failures"] == 0
     assert "canary" not in mount.logged()
 
 
