@@ -344,6 +344,10 @@ class ChunkCache:
                 self._memory.forget((object_id, number))
         return dropped
 
+    def coming(self, version: ObjectVersion) -> list[int]:
+        """The chunks of the version that are on their way."""
+        return self._flights.numbers(version.object_id)
+
     def cached_bytes(self, version: ObjectVersion) -> int:
         """Bytes of the version that are on disk, to a chunk."""
         return self._disk.cached_bytes(version)

@@ -119,6 +119,10 @@ class Flights:
         """The flight that brings this chunk."""
         return self._by_chunk.get(key)
 
+    def numbers(self, object_id: bytes) -> list[int]:
+        """The chunks of an object that are on their way, in no order."""
+        return [number for one, number in self._by_chunk if one == object_id]
+
     def launch(self, version: ObjectVersion, span: range, claim: Claim, *, on_disk: bool) -> int:
         """Start one flight for chunks that have none, and that are all `on_disk` or all not; how many of them it
         brings, as memory allows."""

@@ -111,6 +111,10 @@ class Listings:
         await self._keep([listing])
         return listing
 
+    def peek(self, prefix: str) -> Listing | None:
+        """What is kept of `prefix`, however old; asks nobody. From any thread."""
+        return self._kept(prefix)
+
     async def total_size(self) -> int:
         """Bytes of all objects below the root, or of a great many the first ones; believed as long as a listing."""
         key, now = self._key(b"total", self._root), self._clock()

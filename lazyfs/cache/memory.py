@@ -117,6 +117,10 @@ class Memory:
         """The chunk, if it is here. Does not count as a use."""
         return self._unread.get(key) or self._read.get(key)
 
+    def numbers(self, object_id: bytes) -> list[int]:
+        """The chunks of an object that are here, in no order. Looks at all that is here."""
+        return [number for chunks in (self._unread, self._read) for one, number in chunks if one == object_id]
+
     def use(self, key: Key, chunk: Chunk, *, to_end: bool) -> None:
         """A reader took bytes of it, up to its last one when `to_end`: from then on it goes before unread ones."""
         if chunk.used:

@@ -247,6 +247,8 @@ def status(mountpoint: str | None, as_json: bool) -> None:
                 )
                 if report.get("metrics"):
                     click.echo(f"  metrics: {report['metrics']}")
+                    if page := _page_of(report["mountpoint"]):
+                        click.echo(f"  page: {page}")
                 if os.path.exists(report["log"]):
                     click.echo(f"  log: {report['log']}")
                 if report.get("pinned"):
@@ -264,6 +266,14 @@ def status(mountpoint: str | None, as_json: bool) -> None:
             click.echo("no lazyfs mount")
     if any(report["health"] != "ok" for report in found):
         raise SystemExit(1)
+
+
+def _page_of(mountpoint: str) -> str:
+    """Where a browser sees the mount, names included; empty for who may not, or where there is none."""
+    try:
+        return str(mounts.ask(mountpoint, "page").get("url", ""))
+    except (OSError, TimeoutError):
+        return ""
 
 
 def _sources_in_words(sources: list[dict[str, Any]]) -> Iterator[str]:

@@ -6,7 +6,7 @@ they come through.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
@@ -38,11 +38,19 @@ class FileState:
 class OpenFile:
     """An inode with at least one open handle; reads the bytes of exactly the version that the inode stands for."""
 
-    __slots__ = ("_cache", "_count", "_followed", "_last", "_read_bytes", "_streams", "file", "handles")
+    __slots__ = ("_began", "_cache", "_count", "_followed", "_last", "_read_bytes", "_streams", "file", "handles")
 
-    def __init__(self, file: File, cache: ChunkCache, budget: Budget, count: "itertools.count[int]") -> None:
-        """`count` goes on with every read of the mount."""
+    def __init__(
+        self,
+        file: File,
+        cache: ChunkCache,
+        budget: Budget,
+        count: "itertools.count[int]",
+        began: Callable[[File], None],
+    ) -> None:
+        """`count` goes on with every read of the mount; `began` is told of the first one here, when it is answered."""
         self.file = file
+        self._began = began
         self.handles = 0
         self._count = count
         self._last = next(count)
@@ -71,6 +79,8 @@ class OpenFile:
         if 2 * stop >= version.size and not self._followed and self._streams.whole:
             self._follow()
         found = await self._cache.read(version, offset, stop)
+        if not self._read_bytes:
+            self._began(self.file)
         self._read_bytes += len(found)
         self._last = next(self._count)
         return found
@@ -105,9 +115,19 @@ class OpenFile:
 
 
 class OpenFiles:
-    """The open files of a mount, by inode."""
+    """The open files of a mount, by inode. `began` is told of a file when its first read since it was opened is
+    answered, `ended` when its last handle is closed."""
 
-    def __init__(self, cache: ChunkCache, budget: Budget) -> None:
+    def __init__(
+        self,
+        cache: ChunkCache,
+        budget: Budget,
+        *,
+        began: Callable[[File], None] = lambda _: None,
+        ended: Callable[[FileState], None] = lambda _: None,
+    ) -> None:
+        self._began = began
+        self._ended = ended
         self._cache = cache
         self._budget = budget
         self._files: dict[int, OpenFile] = {}
@@ -124,7 +144,9 @@ class OpenFiles:
         """One more handle on the file; the handle is its inode."""
         found = self._files.get(file.inode)
         if found is None:
-            found = self._files[file.inode] = OpenFile(file, self._cache, self._budget, self._count)
+            found = self._files[file.inode] = OpenFile(
+                file, self._cache, self._budget, self._count, self._began
+            )
         found.handles += 1
         return file.inode
 
@@ -151,6 +173,7 @@ class OpenFiles:
         found.handles -= 1
         if found.handles == 0:
             self._closed.append(found.state())
+            self._ended(self._closed[-1])
             found.close()
             del self._files[handle]
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from lazyfs.errors import LazyfsError
 from lazyfs.filesystem.files import FileState
+from lazyfs.filesystem.nodes import File
 from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretch
 from lazyfs.service.logs import told
 from lazyfs.stores.base import Arrived, Claim, Store
@@ -102,7 +103,7 @@ class Activity:
         return [
             {
                 "what": one.what,
-                "key": _end_of(one.key),
+                "key": end_of(one.key),
                 "start": one.start,
                 "size": one.size,
                 "urgent": one.urgent,
@@ -120,7 +121,7 @@ class Activity:
         `here` gives the bytes of a version that are in the cache."""
         told_of = [
             {
-                "path": _end_of(path_of(state)),
+                "path": end_of(path_of(state.file)),
                 "size": state.file.size,
                 "here": here(state.file.version),
                 "handles": state.handles,
@@ -144,16 +145,17 @@ class Activity:
         return answer
 
 
-def path_of(state: FileState) -> str:
+def path_of(file: File) -> str:
     """Where the file is in the mount."""
-    names, place = [state.file.name], state.file.parent
+    names, place = [file.name], file.parent
     while place.parent is not None:
         names.append(place.name)
         place = place.parent
     return "/".join(reversed(names))
 
 
-def _end_of(text: str) -> str:
+def end_of(text: str) -> str:
+    """The text, or of a longer one the end."""
     return text if len(text) <= LONGEST_NAME else f"...{text[-LONGEST_NAME:]}"
 
 

@@ -39,10 +39,11 @@ LONGEST_BODY = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for: `path` decoded and without the query, headers with names in lower case."""
+    """What was asked for: `path` decoded, `query` as it came, headers with names in lower case."""
 
     path: str
     headers: Mapping[str, str]
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,8 @@ async def _drop_body(connection: h11.Connection, stream: trio.SocketStream) -> N
 
 
 async def _answer(asked: h11.Request, routes: Routes) -> Answer:
-    path = unquote(asked.target.decode("latin-1").partition("?")[0])
+    target, _, query = asked.target.decode("latin-1").partition("?")
+    path = unquote(target)
     handler = routes.get(path)
     if handler is None:
         return sentence(404, f"There is no such page; there are {', '.join(sorted(routes))}.")
@@ -164,7 +166,7 @@ async def _answer(asked: h11.Request, routes: Routes) -> Answer:
         return Answer(allowed.body, status=405, headers={"allow": "GET, HEAD"})
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in asked.headers}
     try:
-        return await handler(Request(path, headers))
+        return await handler(Request(path, headers, query))
     except Exception:
         log.exception("a defect while %s was made", path)
         return sentence(500, "A defect of lazyfs; its log says where.")

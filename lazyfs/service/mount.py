@@ -23,17 +23,18 @@ from lazyfs.cache.memory import Memory
 from lazyfs.cache.verifier import Verifier
 from lazyfs.cache.warming import Warmer
 from lazyfs.config import Config, SourceConfig
-from lazyfs.filesystem.control import Control
+from lazyfs.filesystem.control import Arguments, Command, Control
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.fuse import Operations
-from lazyfs.filesystem.nodes import File
+from lazyfs.filesystem.nodes import Directory, File, Node
 from lazyfs.filesystem.options import mount_options
 from lazyfs.filesystem.session import Session
 from lazyfs.filesystem.tree import Tree
-from lazyfs.objects import GIB
+from lazyfs.objects import GIB, ObjectVersion
 from lazyfs.reading.streams import Budget
 from lazyfs.service import activity, levels, machine, mounts
 from lazyfs.service.commands import Commands
+from lazyfs.service.loads import Loads
 from lazyfs.service.logs import log_level
 from lazyfs.service.machine import default_cache_dir
 from lazyfs.service.origins import Origins, stores_of
@@ -76,6 +77,8 @@ class RunningMount:
         self.budget = budget
         self.metrics_at = ""
         """Where the numbers of this mount can be asked for; empty where they cannot."""
+        self.page_at = ""
+        """Where a browser finds the page for people, with the key that opens all of it: for who may see names only."""
         self.activity = activity.Activity()
         logging.getLogger("lazyfs").addHandler(self.activity.words)
         self.store = stores_of(sources, watched=self.activity.watched, traffic=self.traffic)
@@ -104,7 +107,14 @@ class RunningMount:
             spoiled=self.tree.spoil,
             automatic=config.verify_objects == "auto",
         )
-        self.files = OpenFiles(self.chunks, Budget(int(budget * READ_AHEAD_SHARE), self.store.useful))
+        self.loads = Loads(self.disk)
+        self.chunks.writer.on_kept = self._kept
+        self.files = OpenFiles(
+            self.chunks,
+            Budget(int(budget * READ_AHEAD_SHARE), self.store.useful),
+            began=self.loads.began,
+            ended=self.loads.ended,
+        )
         self.warmer = Warmer(
             chunks=self.chunks,
             disk=self.disk,
@@ -120,7 +130,7 @@ class RunningMount:
             verifier=self.verifier,
             digests=self.digests,
             warmer=self.warmer,
-            doing=self._activity,
+            doing=self.doing,
         )
         self.operations = Operations(
             tree=self.tree,
@@ -128,7 +138,14 @@ class RunningMount:
             total_size=lambda: self.origins.total_size(self.tree),
             report=self.report,
             xattrs=self._xattrs,
-            control=Control({**self.commands.table(), **levels.TABLE}, owner=os.geteuid()),
+            control=Control(
+                {
+                    **self.commands.table(),
+                    **levels.TABLE,
+                    "page": Command(self._page, owners=True, on=Directory),
+                },
+                owner=os.geteuid(),
+            ),
             opened=self._opened,
             negative_ttl=config.negative_metadata_ttl,
             uid=os.geteuid() if config.uid is None else config.uid,
@@ -224,8 +241,8 @@ class RunningMount:
             }
         ).encode()
 
-    def _activity(self) -> dict[str, Any]:
-        """What it is doing just now."""
+    def doing(self) -> dict[str, Any]:
+        """What it is doing just now: names of files are in it."""
         counters = {
             "from_store": self.store.statistics().bytes_received,
             "from_disk": self.chunks.disk_bytes,
@@ -253,4 +270,13 @@ class RunningMount:
 
     def _opened(self, file: File) -> None:
         self.digests.note(file)
+        self.loads.opened(file)
         self.verifier.opened(file.version)
+
+    def _kept(self, version: ObjectVersion) -> None:
+        self.loads.kept(version)
+        self.verifier.kept(version)
+
+    async def _page(self, _: Node, arguments: Arguments) -> dict[str, Any]:
+        """Where a browser sees the names as well, which not everybody may."""
+        return {"url": self.page_at}

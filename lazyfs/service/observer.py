@@ -25,6 +25,7 @@ from lazyfs.service.listening import Listening
 from lazyfs.service.metrics import Health
 from lazyfs.service.mount import RunningMount
 from lazyfs.service.otlp import Push, pusher
+from lazyfs.service.pages import Pages
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,12 @@ class Observer:
         self._facts: Facts | None = None
         self._mounted = False
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
-        if self._listening is not None:
+        self._mount = mount
+        self._pages: Pages | None = None
+        if self._listening is not None and config.metrics_address is not None:
             mount.metrics_at = self._listening.where
+            self._pages = Pages(mount, config.metrics_address, self._main, self._look)
+            mount.page_at = "" if config.metrics_address.path else f"{self._listening.where}/#{self._pages.key}"
             log.info("metrics are served at %s", self._listening.where)
 
     def start(self) -> None:
@@ -64,6 +69,8 @@ class Observer:
     def mounted(self, is_: bool, /) -> None:
         """The mount can be read from now on, or no longer."""
         self._mounted = is_
+        if is_:
+            self._mount.loads.mounted()
 
     async def stop(self) -> None:
         """Stop answering, after a last push if there is where to."""
@@ -87,13 +94,14 @@ class Observer:
 
     async def _serve(self) -> None:
         self._here = trio.lowlevel.current_trio_token()
-        # All there is to see; a page for people has its place at "/".
         routes: http.Routes = {
             "/metrics": self._metrics,
             "/healthz": self._healthz,
             "/cache/stats": self._stats,
             "/cache/metrics": self._json,
         }
+        if self._pages is not None:
+            routes = self._pages.routes(routes)
         with self._scope:
             async with trio.open_nursery() as nursery:
                 if self._listening is not None:

@@ -21,7 +21,7 @@ from lazyfs.config import Config, SourceConfig
 from lazyfs.filesystem.nodes import Branch, File, side_by_side
 from lazyfs.filesystem.tree import Tree
 from lazyfs.moments import seconds_of
-from lazyfs.objects import ObjectVersion
+from lazyfs.objects import Listing, ObjectVersion
 from lazyfs.service.engines import s3_store
 from lazyfs.stores.base import Store
 from lazyfs.stores.fetch import PatientStore
@@ -211,6 +211,10 @@ class Origins:
             for origin in self._all:
                 nursery.start_soon(add, origin)
         return sum(found)
+
+    def peek(self, name: str, prefix: str) -> Listing | None:
+        """What is kept of the listing of a prefix, in the source of that name; see `Listings.peek`."""
+        return next((o.listings.peek(prefix) for o in self._all if o.branch.name == name), None)
 
     def report(self, tree: Tree) -> list[dict[str, Any]]:
         """See `Origin.report`, in their order."""
