@@ -91,7 +91,8 @@ async def chunks(mount: RunningMount, path: str) -> dict[str, Any]:
 def _branch(mount: RunningMount, path: str) -> tuple[Branch, str]:
     """The branch that a path is in, and the rest of the path. `NoSuchName` for what is no path."""
     parts = path.split("/") if path else []
-    if len(path) > LONGEST_PATH or any(part in ("", ".", "..") or "\0" in part for part in parts):
+    strange = any(part in ("", ".", "..") or "\0" in part for part in parts)
+    if len(path) > LONGEST_PATH or strange or not _is_unicode(path):
         raise NoSuchName("a path here is of names below the mount, with / between them")
     branch = mount.origins.branch
     while branch.below and parts:
@@ -100,6 +101,15 @@ def _branch(mount: RunningMount, path: str) -> tuple[Branch, str]:
             raise NoSuchName(f"there is no source {parts[0]!r}")
         branch, parts = found, parts[1:]
     return branch, "/".join(parts)
+
+
+def _is_unicode(path: str) -> bool:
+    """Whether it may be a key: S3 has no others."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ---- in the thread for long looks

@@ -161,6 +161,9 @@ class Pages:
         ])  # fmt: skip
 
 
+SCRIPTS = ("drawing.js", "files.js", "page.js")
+"""In the order in which they are one script."""
+
 CLOSED = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -176,7 +179,7 @@ def document() -> tuple[bytes, dict[str, str]]:
     nothing, and asks nobody but who served it. Names can be text in it and never HTML (trusted types)."""
     parts = resources.files("lazyfs.service") / "page"
     page, style, *scripts = (
-        (parts / name).read_text(encoding="utf-8") for name in ("page.html", "style.css", "drawing.js", "page.js")
+        (parts / name).read_text(encoding="utf-8") for name in ("page.html", "style.css", *SCRIPTS)
     )
     script = "".join(scripts)
     allowed = {name: f"'sha256-{_digest(text)}'" for name, text in (("style", style), ("script", script))}

@@ -111,21 +111,23 @@ function roundUp(value, base) {
   return step * unit;
 }
 
-const WINDOW = 300;
+const WIDTH = 300;
 
 /**
  * A chart of the last minutes. `lines` are {name, label, words(value), dashed}; `scale` gives {top, place(value), marks}
  * for all values shown. What the pointer is at is told in the legend; without one, the newest.
  */
 class Chart {
-  constructor(place, lines, scale, { stacked = false } = {}) {
+  constructor(place, lines, scale, { stacked = false, area = true } = {}) {
     this.lines = lines;
     this.scale = scale;
     this.stacked = stacked;
+    this.area = area;
+    this.span = WIDTH;
     this.at = null;
     this.marks = element("div", { class: "scale", "aria-hidden": "true" });
-    this.picture = drawn("svg", { viewBox: `0 0 ${WINDOW} 100`, preserveAspectRatio: "none", role: "img" });
-    this.grid = [0.5, 50].map((y) => drawn("line", { x1: 0, x2: WINDOW, y1: y, y2: y }));
+    this.picture = drawn("svg", { viewBox: `0 0 ${WIDTH} 100`, preserveAspectRatio: "none", role: "img" });
+    this.grid = [0.5, 50].map((y) => drawn("line", { x1: 0, x2: WIDTH, y1: y, y2: y }));
     this.pointer = drawn("line", { class: "at", y1: 0, y2: 100, visibility: "hidden" });
     this.paths = lines.map((line) => {
       const group = drawn("g", { class: line.name });
@@ -135,17 +137,16 @@ class Chart {
       return { group, area, stroke };
     });
     this.picture.append(...this.grid, ...this.paths.map((one) => one.group).reverse(), this.pointer);
-    const times = element("div", { class: "times", "aria-hidden": "true" },
-      ...["5 min ago", "4", "3", "2", "1", "now"].map((text) => element("span", {}, text)));
+    this.times = element("div", { class: "times", "aria-hidden": "true" });
     this.values = lines.map(() => element("b", {}, "–"));
     this.when = element("li", { class: "faint" });
     const legend = element("ul", { class: "legend" }, ...lines.map((line, at) => element("li", {},
       element("i", { class: `${stacked ? "block" : "line"} ${line.name}${line.dashed ? " dashed" : ""}` }),
       `${line.label} `, this.values[at])), this.when);
-    place.append(this.marks, this.picture, times, legend);
+    place.append(this.marks, this.picture, this.times, legend);
     this.picture.addEventListener("pointermove", (event) => {
       const box = this.picture.getBoundingClientRect();
-      this.at = ((event.clientX - box.left) / box.width) * WINDOW;
+      this.at = ((event.clientX - box.left) / box.width) * WIDTH;
       this.tell();
     });
     this.picture.addEventListener("pointerleave", () => {
@@ -154,16 +155,27 @@ class Chart {
     });
   }
 
+  /** Show so many seconds. */
+  stretch(span) {
+    this.span = span;
+    const marks = span > 60 ? ["5 min ago", "4", "3", "2", "1", "now"] : ["60 s ago", "40", "20", "now"];
+    if (this.times.childElementCount !== marks.length) {
+      this.times.replaceChildren(...marks.map((text) => element("span", {}, text)));
+    }
+  }
+
   /** `points` are {at, values}, oldest first, with null for what is not known; `now` is at the right edge. */
   draw(points, now) {
-    this.points = points.map((one) => ({ x: WINDOW - (now - one.at), values: one.values })).filter((one) => one.x >= -5);
+    const second = WIDTH / this.span;
+    this.points = points.map((one) => ({ ago: now - one.at, x: WIDTH - (now - one.at) * second, values: one.values }))
+      .filter((one) => one.x >= -5);
     const values = this.points.flatMap((one) => one.values).filter((one) => one !== null);
     const { place, marks } = this.scale(values);
     this.marks.replaceChildren(...marks.map((text) => element("span", {}, text)));
     this.lines.forEach((_, line) => {
       let stroke = "", area = "", start = null, last = null;
       const close = () => {
-        if (start !== null && !this.stacked) area += `L${last} 100L${start} 100Z`;
+        if (start !== null && this.area) area += `L${last} 100L${start} 100Z`;
         start = last = null;
       };
       for (const { x, values: found } of this.points) {
@@ -172,10 +184,10 @@ class Chart {
           if (value === null) continue;
           const below = found.slice(0, line).reduce((sum, one) => sum + one, 0);
           const [low, high] = [place(below), place(below + value)];
-          area += `M${(x - 1.05).toFixed(2)} ${low.toFixed(2)}V${high.toFixed(2)}H${x.toFixed(2)}V${low.toFixed(2)}Z`;
+          area += `M${(x - 1.05 * second).toFixed(2)} ${low.toFixed(2)}V${high.toFixed(2)}H${x.toFixed(2)}V${low.toFixed(2)}Z`;
           continue;
         }
-        if (value === null || (last !== null && x - last > 12)) close();
+        if (value === null || (last !== null && x - last > 12 * second)) close();
         if (value === null) continue;
         const to = `${x.toFixed(2)} ${place(value).toFixed(2)}`;
         stroke += `${start === null ? "M" : "L"}${to}`;
@@ -184,7 +196,7 @@ class Chart {
         last = x.toFixed(2);
       }
       close();
-      this.paths[line].area.setAttribute("d", area);
+      this.paths[line].area.setAttribute("d", this.area ? area : "");
       this.paths[line].stroke.setAttribute("d", stroke);
     });
     this.tell();
@@ -201,7 +213,7 @@ class Chart {
       say(this.values[at], value === null ? "–" : line.words(value));
     });
     const shownAt = this.at !== null && found;
-    say(this.when, shownAt ? `${seconds(Math.max(0, WINDOW - found.x))} ago` : "");
+    say(this.when, shownAt ? `${seconds(found.ago)} ago` : "");
     this.pointer.setAttribute("visibility", shownAt ? "visible" : "hidden");
     if (shownAt) for (const x of ["x1", "x2"]) this.pointer.setAttribute(x, found.x);
     if (this.at === null) {
