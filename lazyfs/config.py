@@ -160,7 +160,7 @@ class Config:
     metrics_address: Address | None = _setting(  # noqa: RUF009 - it is a field, as all of these
         None,
         parse_address,
-        "Serve metrics, health and a page over HTTP at 127.0.0.1:PORT (0: any), [::1]:PORT or unix:/PATH; default: not at all.",
+        "Serve metrics, health and a page over HTTP at 127.0.0.1:PORT (0: any), [::1]:PORT or unix:/PATH; default: no.",
     )
     otlp_endpoint: str | None = _setting(
         None,

@@ -265,8 +265,8 @@ def test_in_a_browser(s3: FastS3Server, mounter: Mounter, width: int, dark: bool
         browser.wait_for("document.querySelector('#map').width > 100", "the map is drawn")
         browser.wait_for("+document.querySelector('#map-coming').textContent > 0", "and its legend is counted")
         assert browser.evaluate("location.hash") == "", "the key is not in what is copied from the address bar"
-        # Into the hostile directory, and the hostile file, by the buttons that are theirs.
-        for piece in ("<script>", "<img"):
+        # Into the hostile directories, and the hostile file, by the buttons that are theirs.
+        for piece in ("<script>", "script>/", "<img"):
             every = "[...document.querySelectorAll('#tree button')]"
             button = f"{every}.find((one) => one.textContent.includes('{piece}'))"
             browser.wait_for(f"!!{button}", piece)
