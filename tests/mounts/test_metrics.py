@@ -86,7 +86,8 @@ def test_pages_and_formats(s3: FastS3Server, mounter: Mounter) -> None:
     }
     assert shown.get("/metrics", Accept="nonsense; version=x.y, */*")[0] == 200
     assert shown.json("/cache/stats").keys() == mount.stats().keys()
-    assert shown.get("/")[0] == 404
+    assert shown.get("/")[:2] == (200, "text/html; charset=utf-8")
+    assert shown.get("/elsewhere")[0] == 404
     assert shown.get("/metrics", "POST")[0] == 405
     for path in ("/metrics", "/cache/metrics"):
         _, _, text = shown.get(path)
