@@ -191,7 +191,7 @@ async def test_a_redirect_to_nowhere(proxy: FaultProxy, s3: S3Store, ask: str, s
 
 PAGE = (
     '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>models</Name>'
-    "<IsTruncated>{more}</IsTruncated>{items}</ListBucketResult>"
+    "<KeyCount>1</KeyCount><IsTruncated>{more}</IsTruncated>{items}</ListBucketResult>"
 )
 ITEM = (
     "<Contents><Key>dir/k</Key><LastModified>2026-01-01T00:00:00Z</LastModified><ETag>e</ETag><Size>7</Size></Contents>"

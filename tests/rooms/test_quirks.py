@@ -196,7 +196,7 @@ async def test_keys_that_do_not_come_after_are_no_stretch() -> None:
         for key in ("a", "b"):
             server.put(BUCKET, key, b"1")
         with pytest.raises(Unordered):
-            await store.stretch("", "a")
+            await store.stretch("", "b")
         assert len((await store.stretch("", "")).objects) == 2
         server.take_log()
         await store.list("")
