@@ -120,6 +120,11 @@ class Config:
         choice("auto", "off"),
         "Compare each object, once all of it is here, with the digest that S3 or a .sha256 beside it has.",
     )
+    passthrough: bool = _setting(
+        "false",
+        parse_flag,
+        "Let the kernel (Linux 6.9, CAP_SYS_ADMIN) read cached files whose digest held by itself; trusts the disk.",
+    )
     retry_budget: float = _of_source(
         "5m",
         parse_duration,

@@ -145,11 +145,16 @@ class Disk:
 
     def drop(self, objects: Sequence[bytes]) -> tuple[int, int]:
         """Forget these objects and give their space back: how many bytes, and of how many objects nothing could go,
-        for they are being written. Blocks."""
-        freed = [self._index.bury_object(object_id) for object_id in objects]
+        for they are being written, or lent. Blocks."""
+        freed = [self._index.bury_object(object_id, self._files.is_lent) for object_id in objects]
         self._dig_if_alone()
         left = [one for one, size in zip(objects, freed, strict=True) if not size and self._index.present_chunks(one)]
         return sum(freed), len(left)
+
+    @property
+    def files(self) -> ObjectFiles:
+        """For who reads them past the index."""
+        return self._files
 
     def capacity(self) -> int:
         """Bytes that chunks may take in all, if everything that is there went. Blocks."""
@@ -268,7 +273,8 @@ class Disk:
                 if not cleared:
                     return Answer.BLOCKED
                 lacking = self._index.used() + size - self.bound()
-                freed = self._index.bury(max(lacking, 1))  # no more: the next to go may be what somebody reads
+                # No more: the next to go may be what somebody reads.
+                freed = self._index.bury(max(lacking, 1), self._files.is_lent)
                 self.evicted_bytes += freed
                 if not freed:
                     self._say_full()
@@ -297,19 +303,22 @@ class Disk:
                 self._dig()
 
     def _dig(self) -> bool:
-        """Clear what every grave names, with the lock held; False if some of it could not be cleared."""
-        graves = self._index.graves()
-        dug = []
-        for run in graves:
+        """Clear what every grave names, with the lock held; False if some of it could not be cleared. What is lent
+        stays for now, and spoken for."""
+        dug, failed = [], False
+        for run in self._index.graves():
             try:
                 self._files.clear(run)
                 dug.append(run)
+            except BlockingIOError:
+                log.debug("an evicted object file is still read, and is cleared later")
             except OSError as error:
                 # The bytes stay spoken for, and whoever needs room or starts tries again.
                 self._failed(f"cannot clear evicted bytes: {error}")
+                failed = True
         if dug:
             self._index.dug(dug)
-        return len(dug) == len(graves)
+        return not failed
 
     def _tidy(self) -> bool:
         """Finish, with the lock held, what killed daemons began, and what this one could not finish; as `_dig`."""

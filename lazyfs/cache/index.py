@@ -34,7 +34,7 @@ from typing import Any
 
 import lmdb
 
-from lazyfs.cache.ledger import USED, Answer, Ledger
+from lazyfs.cache.ledger import USED, Answer, Ledger, Lent, not_lent
 from lazyfs.cache.records import (
     CHUNK_SUMS,
     HEAD,
@@ -254,18 +254,18 @@ class Index:
             for key, value in packed.items():
                 txn.put(key, value, db=self._listings)
 
-    def bury(self, size: int) -> int:
+    def bury(self, size: int, lent: Lent = not_lent) -> int:
         """Forget least recently used chunks of at least `size` bytes, if so many are claimed by nobody; the bytes.
 
         They stay spoken for, in graves: the caller clears the disk of those and says `dug`.
         """
         with self._writing() as ledger:
-            return ledger.bury(size)
+            return ledger.bury(size, lent)
 
-    def bury_object(self, object_id: bytes) -> int:
-        """Forget everything of one object, as `bury` does, unless some of it is claimed."""
+    def bury_object(self, object_id: bytes, lent: Lent = not_lent) -> int:
+        """Forget everything of one object, as `bury` does, unless some of it is claimed, or it is lent."""
         with self._writing() as ledger:
-            return ledger.bury_object(object_id)
+            return ledger.bury_object(object_id, lent)
 
     def discard(self, object_id: bytes, number: int) -> int:
         """Forget one chunk whose bytes on disk turned out wrong, as `bury` does, unless it is claimed."""

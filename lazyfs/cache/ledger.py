@@ -12,7 +12,7 @@ Must not know lmdb itself (a transaction is given), paths or descriptors.
 """
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from lazyfs.cache.pins import PinSet, apart, is_apart, load
 from lazyfs.cache.records import (
@@ -39,6 +39,15 @@ from lazyfs.cache.tables import LRU_KEY_SIZE, Tables, Transaction
 from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS
 
 USED = b"used"
+
+
+Lent = Callable[[bytes, int], bool]
+"""Whether the object file of an (object_id, generation) is read past the index, which only complete ones are."""
+
+
+def not_lent(_object_id: bytes, _generation: int) -> bool:
+    """Where no file is ever lent."""
+    return False
 
 
 class Answer(enum.Enum):
@@ -172,9 +181,9 @@ class Ledger:
 
     # ---- what goes
 
-    def bury(self, size: int) -> int:
-        """Forget least recently used chunks of at least `size` bytes, if so many are neither claimed nor pinned; the
-        bytes.
+    def bury(self, size: int, lent: Lent) -> int:
+        """Forget least recently used chunks of at least `size` bytes, if so many are neither claimed nor pinned nor
+        lent; the bytes.
 
         A complete object goes as a whole, by unlinking; of another one a segment goes, by punching.
         """
@@ -195,7 +204,7 @@ class Ledger:
                 self._txn.delete(entry, db=self._at.lru)
                 self._txn.put(apart(entry), b"", db=self._at.lru)
                 continue
-            bytes_ = self._bury_segment(entry[8:], claimed)
+            bytes_ = self._bury_segment(entry[8:], claimed, lent)
             if bytes_ is None:
                 position = entry + b"\0"
                 continue
@@ -207,10 +216,12 @@ class Ledger:
         found = self._txn.get(object_id, db=self._at.objects) if pins else None
         return found is not None and pins.cover(*names_of(found))
 
-    def bury_object(self, object_id: bytes) -> int:
-        """Forget everything of one object, unless some of it is claimed; the bytes."""
+    def bury_object(self, object_id: bytes, lent: Lent = not_lent) -> int:
+        """Forget everything of one object, unless some of it is claimed, or it is lent; the bytes."""
         found = self._txn.get(object_id, db=self._at.objects)
-        if found is None or any(run.object_id == object_id for runs in self.claims().values() for run in runs):
+        if found is None or lent(object_id, OBJECT.unpack_from(found)[0]):
+            return 0
+        if any(run.object_id == object_id for runs in self.claims().values() for run in runs):
             return 0
         return self._bury_object(object_id, found)
 
@@ -236,7 +247,7 @@ class Ledger:
         for run in runs:
             self._change_used(-number_of(self._txn.pop(run_key(run), db=self._at.graves)))
 
-    def _bury_segment(self, key: bytes, claimed: list[Run]) -> int | None:
+    def _bury_segment(self, key: bytes, claimed: list[Run], lent: Lent) -> int | None:
         """None if it cannot go now."""
         object_id, segment = key[:-4], int.from_bytes(key[-4:], "big")
         mine = [run for run in claimed if run.object_id == object_id]
@@ -248,7 +259,7 @@ class Ledger:
         generation, size, present = OBJECT.unpack_from(found)
         if value is None or not sound(key, value) or present >= chunks_of(size):
             # Complete, or a damaged record: what it spoke for is not known, so the object goes as a whole.
-            return None if mine else self._bury_object(object_id, found)
+            return None if mine or lent(object_id, generation) else self._bury_object(object_id, found)
         run = Run(object_id, generation, segment * SEGMENT_CHUNKS, (segment + 1) * SEGMENT_CHUNKS)
         if any(run.overlaps(other) for other in mine):
             return None

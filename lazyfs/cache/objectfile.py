@@ -12,6 +12,7 @@ Must not know what is present; the index does. Any thread; descriptors are share
 import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -143,6 +144,7 @@ class ObjectFiles:
         """Give the run's blocks back to the filesystem. A file that is not there counts as cleared.
 
         Where holes cannot be punched the bytes stay until the file goes; they are still not counted as present.
+        BlockingIOError for a file that is lent: who reads it would read zeros.
         """
         name = _name(run.object_id, run.generation)
         if run.whole:
@@ -152,6 +154,7 @@ class ObjectFiles:
             with contextlib.suppress(FileNotFoundError):
                 # Cut first: else its blocks would live as long as another daemon has it open, unseen by every bound.
                 descriptor = self._opened(name, os.O_WRONLY)
+                fcntl.flock(descriptor.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.ftruncate(descriptor.number, 0)
                 folder, file = name.split("/")
                 at = self._folder(folder)  # a name of its own: it is closed when nobody refers to it
@@ -161,8 +164,31 @@ class ObjectFiles:
             descriptor = self._opened(name, os.O_WRONLY)
         except FileNotFoundError:
             return
+        fcntl.flock(descriptor.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         start, length = run.first * CHUNK_SIZE, (run.stop - run.first) * CHUNK_SIZE
         punch(descriptor.number, start, length, name)
+
+    def lend(self, object_id: bytes, generation: int, size: int) -> int | None:
+        """A descriptor of the object file, for somebody who reads it past the index, if it is `size` bytes long. Until
+        its last copy is closed, those of the kernel too, nothing in the file is cleared: the lock is of the open file
+        and not of the process (flock(2)), and outlives a daemon that is killed while the kernel reads on."""
+        try:
+            descriptor = self._opened(_name(object_id, generation), os.O_RDONLY)
+            fcntl.flock(descriptor.number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, BlockingIOError):
+            return None
+        return os.dup(descriptor.number) if os.fstat(descriptor.number).st_size == size else None
+
+    def is_lent(self, object_id: bytes, generation: int) -> bool:
+        """Whether somebody, in whatever process, reads the object file past the index."""
+        try:
+            descriptor = self._opened(_name(object_id, generation), os.O_RDONLY)
+            fcntl.flock(descriptor.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def close(self) -> None:
         """Forget the open descriptors."""

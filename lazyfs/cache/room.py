@@ -43,6 +43,6 @@ class Room(Disk):
         with self._alone() as alone:
             if not alone or not self._tidy():
                 return 0
-            freed = self._index.bury(size)
+            freed = self._index.bury(size, self._files.is_lent)
             self.evicted_bytes += freed
             return freed if self._dig() else 0

@@ -108,6 +108,11 @@ class Verifier:
             return found
         return None
 
+    def settled(self, version: ObjectVersion) -> bool:
+        """Whether what was found of the bytes on disk is not wrong, and its witness would say the same now."""
+        found = self.verdict(version)
+        return found is not None and not found.wrong and found.witness == self._witnesses.witness(version)
+
     def kept(self, version: ObjectVersion) -> None:
         """Some of the version came to be on disk, or was given up by it: if all of it is here, look at it; if all of it
         was, once nothing more of anything is going to be."""

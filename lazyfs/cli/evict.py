@@ -19,7 +19,8 @@ def evict(paths: tuple[str, ...], lists: tuple[str, ...], pinned: bool, as_json:
     """Drop what is cached of the files at and below PATHs, which are in a mount: every version of them, not what is
     pinned. Nothing in S3 is touched; who has a file open reads on, and brings again what he needs.
 
-    Exit status 0 if it is gone, 1 if some of it is being written just now and stays, 2 for a wrong call.
+    Exit status 0 if it is gone, 1 if some of it stays, for it is being written just now or read by the kernel itself, 2
+    for a wrong call.
     """
     total: Counter[str] = Counter(freed=0, files=0, pinned=0, busy=0)
     for each in expanded(paths, lists).values():
@@ -31,5 +32,5 @@ def evict(paths: tuple[str, ...], lists: tuple[str, ...], pinned: bool, as_json:
         kept = f"; {total['pinned']} that are pinned stay" if total["pinned"] else ""
         click.echo(f"{sized(total['freed'])} freed, of {total['files']} files{kept}")
     if total["busy"]:
-        click.echo(f"lazyfs: {total['busy']} files are being written just now and stay; try again", err=True)
+        click.echo(f"lazyfs: {total['busy']} files are being written or read just now and stay; try again", err=True)
         raise SystemExit(1)

@@ -245,6 +245,9 @@ def status(mountpoint: str | None, as_json: bool) -> None:
                     f"  kernel: read_ahead_kb {kernel['read_ahead_kb']}, max_background {kernel['max_background']}, "
                     f"congestion_threshold {kernel['congestion_threshold']}"
                 )
+                if passed := report.get("passthrough"):
+                    able = f"cannot: {passed['unable']}" if passed["unable"] else f"{passed['files']} files now"
+                    click.echo(f"  read by the kernel itself: {able}")
                 if report.get("metrics"):
                     click.echo(f"  metrics: {report['metrics']}")
                     if page := _page_of(report["mountpoint"]):

@@ -172,6 +172,7 @@ class OpenFiles:
         found = self._files[handle]
         found.handles -= 1
         if found.handles == 0:
+            found.file.served += found.state().read_bytes
             self._closed.append(found.state())
             self._ended(self._closed[-1])
             found.close()

@@ -27,6 +27,7 @@ from lazyfs.filesystem.calls import Calls, done_about
 from lazyfs.filesystem.control import Control
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.nodes import Directory, File, Node
+from lazyfs.filesystem.passthrough import Passthrough
 from lazyfs.filesystem.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Operations(pyfuse3.Operations):
 
     `total_size` gives the bytes of all objects; `report` is what the root's `user.lazyfs.stats` says, `xattrs` the
     attributes of a file, `control` answers those that are not listed and do something; `opened` is told of each file
-    before it is read.
+    before it is read. Which files the kernel reads by itself is `passthrough`'s affair.
     """
 
     enable_writeback_cache = False
@@ -123,6 +124,7 @@ class Operations(pyfuse3.Operations):
         xattrs: Callable[[File], dict[str, str]],
         control: Control,
         opened: Callable[[File], None],
+        passthrough: Passthrough | None,
         negative_ttl: float,
         uid: int,
         gid: int,
@@ -138,6 +140,7 @@ class Operations(pyfuse3.Operations):
         self._xattrs = xattrs
         self._control = control
         self._opened = opened
+        self._passthrough = passthrough
         self._negative_ttl = negative_ttl
         self._owner = (uid, gid)
         self._modes = (stat.S_IFREG | file_mode, stat.S_IFDIR | dir_mode)
@@ -153,6 +156,8 @@ class Operations(pyfuse3.Operations):
     def init(self) -> None:
         """The first request of a mount: the kernel and libfuse agree on what both can do. Answered right after."""
         self.begun.set()
+        if self._passthrough is not None:
+            self._passthrough.begin()
 
     def _attributes(self, node: Node) -> EntryAttributes:
         """The attributes of a node: always the same for an inode, whoever asks. For what an entry is good for, see
@@ -256,7 +261,10 @@ class Operations(pyfuse3.Operations):
             raise errors.StaleHandle(f"{node.version.key!r} is another version by now")
         await self._files.prove(node)
         self._opened(node)
-        return FileInfo(fh=pyfuse3.FileHandleT(self._files.open(node)), keep_cache=True, direct_io=False)
+        handle = self._files.open(node)
+        if self._passthrough is not None:
+            self._passthrough.answer_open(node, alone=self._files.get(handle).handles == 1)
+        return FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True, direct_io=False)
 
     @_guarded
     async def read(self, fh: int, off: int, size: int) -> Any:
@@ -279,6 +287,8 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         """The handle is closed and no mapping of it is left."""
         self._files.release(fh)
+        if self._passthrough is not None:
+            self._passthrough.release(fh)
 
     @_guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:

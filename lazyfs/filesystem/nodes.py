@@ -45,7 +45,7 @@ def side_by_side(branches: Mapping[str, Branch]) -> Branch:
 class File:
     """A file: one object version, under one name. Two are the same if their inodes are."""
 
-    __slots__ = ("_at", "_entries", "_version", "inode", "lookups", "parent", "spoiled")
+    __slots__ = ("_at", "_entries", "_version", "inode", "lookups", "parent", "served", "spoiled")
 
     def __init__(self, inode: int, parent: "Directory", entries: Entries, at: int) -> None:
         self.inode = inode
@@ -53,6 +53,8 @@ class File:
         self.lookups = 0
         self.spoiled = False
         """Pages of this inode in the kernel may be wrong."""
+        self.served = 0
+        """Bytes that were read of it and are closed: the kernel has pages of them, until it needs the memory."""
         self._entries = entries
         self._at = at
         self._version: ObjectVersion | None = None

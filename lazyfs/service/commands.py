@@ -191,16 +191,16 @@ class Commands:
 
         await self._chunks.writer.settled()
         going, pinned = await self._chunks.workers.look(find)
-        freed = left = 0
+        files, freed, left = len(going), 0, 0
         for _ in range(BUSY):
+            left = 0
             for first in range(0, len(going), 64):
                 more, busy = await self._chunks.evict([(o.object_id, o.size) for o in going[first : first + 64]])
                 freed, left = freed + more, left + busy
             if not left:
                 break
-            going, left = [one for one in going if index.present_chunks(one.object_id)], 0
-        left = sum(1 for one in going if index.present_chunks(one.object_id)) if left else 0
-        return {"freed": freed, "files": len(going), "pinned": pinned, "busy": left}
+            going = [one for one in going if index.present_chunks(one.object_id)]
+        return {"freed": freed, "files": files, "pinned": pinned, "busy": left and len(going)}
 
     # ---- top
 

@@ -19,6 +19,7 @@ from lazyfs import __version__, errors
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
+from lazyfs.cache.lending import Lending
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.verifier import Verifier
 from lazyfs.cache.warming import Warmer
@@ -28,6 +29,7 @@ from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.fuse import Operations
 from lazyfs.filesystem.nodes import Directory, File, Node
 from lazyfs.filesystem.options import mount_options
+from lazyfs.filesystem.passthrough import Passthrough
 from lazyfs.filesystem.session import Session
 from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import GIB, ObjectVersion
@@ -132,6 +134,8 @@ class RunningMount:
             warmer=self.warmer,
             doing=self.doing,
         )
+        lending = Lending(self.disk, self.verifier, self.chunks.writer)
+        self.passthrough = Passthrough(lending.lend, lending.returned) if config.passthrough else None
         self.operations = Operations(
             tree=self.tree,
             files=self.files,
@@ -147,6 +151,7 @@ class RunningMount:
                 owner=os.geteuid(),
             ),
             opened=self._opened,
+            passthrough=self.passthrough,
             negative_ttl=config.negative_metadata_ttl,
             uid=os.geteuid() if config.uid is None else config.uid,
             gid=os.getegid() if config.gid is None else config.gid,
@@ -233,6 +238,7 @@ class RunningMount:
                 "memory": {**asdict(self.memory.statistics()), "budget": self.budget},
                 "disk": {"used": self.disk.used(), "evicted_bytes": self.disk.evicted_bytes},
                 "kernel": asdict(self._kernel),
+                "passthrough": asdict(self.passthrough.statistics()) if self.passthrough else None,
                 "hidden": {reason.value: count for reason, count in self.tree.hidden().items()},
                 "open_files": len(self.files),
                 "inodes": len(self.tree),
