@@ -18,6 +18,7 @@ from lazyfs.words import parse_size
 from scripts.benchmarks.beside import Beside, WarmTouches
 from scripts.benchmarks.listings import Deep, Flat
 from scripts.benchmarks.models import Load, LoadTls, WarmLoad
+from scripts.benchmarks.passing import Passing
 from scripts.benchmarks.results import Line, markdown, table
 from scripts.benchmarks.rows import Row
 from scripts.benchmarks.sequential import Cold, ColdTls, Disk, Fetched, PageCache, SlowConnections
@@ -47,6 +48,7 @@ ROWS: list[type[Row]] = [
     OpenFiles,
     Idle,
     WarmTouches,
+    Passing,
     Floor,
     Beside,
     Resident,
