@@ -12,6 +12,7 @@ from lazyfs.cache.memory import MemoryStatistics
 from lazyfs.cache.verifier import VerifierStatistics
 from lazyfs.errors import CacheUnavailable
 from lazyfs.filesystem.calls import CallStatistics
+from lazyfs.filesystem.passthrough import PassthroughStatistics
 from lazyfs.service.mount import RunningMount
 from lazyfs.stores.fetch import FetchStatistics
 from lazyfs.stores.traffic import TrafficStatistics
@@ -41,6 +42,7 @@ class Facts:
     verified: VerifierStatistics
     sources: int
     open_files: int
+    passed: PassthroughStatistics
     inodes: int
     hidden: Mapping[str, int]
     report: bytes
@@ -76,6 +78,7 @@ def gather(mount: RunningMount) -> Facts:
         verified=mount.verifier.statistics(),
         sources=len(mount.tree.tops),
         open_files=len(mount.files),
+        passed=mount.passthrough.statistics() if mount.passthrough else PassthroughStatistics(0, 0, ""),
         inodes=len(mount.tree),
         hidden={reason.name.lower(): count for reason, count in mount.tree.hidden().items()},
         report=mount.report(),

@@ -117,6 +117,8 @@ def _kernel(facts: Facts) -> Iterator[Metric]:
     yield _counter("lazyfs_read_bytes", "Bytes given to readers.", facts.read_bytes)
     yield _counter("lazyfs_failures", "Requests that failed and should not: all but missing names.", facts.failures)
     yield _gauge("lazyfs_open_files", "Files that are open.", facts.open_files)
+    yield _counter("lazyfs_passthrough_opens", "Opens of files that the kernel reads by itself.", facts.passed.opens)
+    yield _gauge("lazyfs_passthrough_files", "Open files that the kernel reads by itself.", facts.passed.files)
     yield _gauge("lazyfs_inodes", "Inodes that the kernel knows.", facts.inodes)
 
 
