@@ -37,6 +37,7 @@ from lazyfs.cli.sources import (
     split_places,
 )
 from lazyfs.cli.top import top
+from lazyfs.cli.upgrade import upgrade
 from lazyfs.cli.verify import verify
 from lazyfs.cli.warm import warm
 from lazyfs.config import Config, SourceConfig
@@ -92,6 +93,7 @@ def cli() -> None:
 @click.option("--foreground", "-f", is_flag=True, help="Stay, and log to stderr.")
 @click.option("--print-config", is_flag=True, help="Show every setting and where it came from, and mount nothing.")
 @click.option("--ready-fd", type=int, hidden=True)
+@click.option("--successor-fd", type=int, hidden=True)
 @setting_options
 @click.pass_context
 def mount(
@@ -103,6 +105,7 @@ def mount(
     foreground: bool,
     print_config: bool,
     ready_fd: int | None,
+    successor_fd: int | None,
     **_: Any,
 ) -> None:
     """Mount SOURCE (s3://bucket or s3://bucket/prefix/, as it was at a time with ?versionAt=TIME) at MOUNTPOINT, an
@@ -119,6 +122,9 @@ def mount(
     if print_config:
         head, end = sources_as_toml(words)
         click.echo(head + as_toml(settings) + end)
+        return
+    if successor_fd is not None:
+        _serve(ctx, config, sources, "", None, None, successor_fd)
         return
     try:
         descriptor = handed.descriptor_of(mountpoint)
@@ -153,12 +159,14 @@ def _serve(
     mountpoint: str,
     ready_fd: int | None,
     descriptor: int | None,
+    successor_fd: int | None = None,
 ) -> None:
     # Here and not above: boto3, pyfuse3 and lmdb take 0.3 s, which every other command, and the one that starts the
     # daemon, can do without.
     import trio  # noqa: PLC0415
 
     from lazyfs.service.serving import serve  # noqa: PLC0415
+    from lazyfs.service.succession import Successor  # noqa: PLC0415
 
     use_credentials_of_service()
     set_up_logging(config.log_level, config.log_format)
@@ -172,7 +180,9 @@ def _serve(
     try:
         ready = partial(background.tell, ready_fd, background.READY)
         signals = {**reloading(ctx), **level_signals(config.log_level)}
-        trio.run(partial(serve, signals=signals, handed=descriptor), config, sources, mountpoint, ready)
+        successor = None if successor_fd is None else Successor(successor_fd)
+        at = mountpoint if successor is None else successor.mountpoint
+        trio.run(partial(serve, signals=signals, handed=descriptor, successor=successor), config, sources, at, ready)
     except LazyfsError:
         raise
     except KeyboardInterrupt:
@@ -296,7 +306,7 @@ def _sources_in_words(sources: list[dict[str, Any]]) -> Iterator[str]:
 
 WITHOUT_A_MOUNT = (doctor, fsck, publish, ls, rm)
 
-for command in (verify, warm, pin, unpin, evict, du, top, log_level, completion, mount_fd, *WITHOUT_A_MOUNT):
+for command in (verify, warm, pin, unpin, evict, du, top, log_level, upgrade, completion, mount_fd, *WITHOUT_A_MOUNT):
     cli.add_command(command)
 
 

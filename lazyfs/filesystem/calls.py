@@ -79,6 +79,10 @@ class Calls:
         """How long calls took, by operation; added to by who answers."""
         self.snapshots: dict[int, Snapshot] = {}
         """The directories that are open, by handle."""
+        self.next_snapshot = 1
+        """The next of those handles."""
+        self.under_way = 0
+        """Calls other than reads that are not answered yet."""
         # A counter that is there before its first count is one whose first count is seen as an increase.
         self._failures: Counter[tuple[str, str]] = Counter(dict.fromkeys(USUAL_FAILURES, 0))
         self.listener: Listener | None = None

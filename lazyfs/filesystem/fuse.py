@@ -70,9 +70,11 @@ def _guarded(
     pyfuse3 replies."""
 
     operation = handler.__name__
+    counted = int(operation != "read")
 
     async def guarded(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> T:
         started, result = perf_counter(), "ok"
+        self.calls.under_way += counted
         try:
             return await handler(self, *args, **kwargs)
         except FUSEError as error:
@@ -95,6 +97,7 @@ def _guarded(
             log.exception("a defect in %s of %s, answered with EIO", operation, self.calls.about(operation, args))
             raise FUSEError(errno.EIO) from None
         finally:
+            self.calls.under_way -= counted
             self.calls.seconds[operation].add(perf_counter() - started)
             if self.calls.listener is not None:
                 self.calls.tell(operation, args, result, started)
@@ -140,24 +143,17 @@ class Operations(pyfuse3.Operations):
         self._xattrs = xattrs
         self._control = control
         self._opened = opened
-        self._passthrough = passthrough
+        self.passthrough = passthrough
         self._negative_ttl = negative_ttl
         self._owner = (uid, gid)
         self._modes = (stat.S_IFREG | file_mode, stat.S_IFDIR | dir_mode)
         self._started_ns = started_ns
         self.calls = Calls(tree)
         self._snapshots = self.calls.snapshots
-        self._next_snapshot = 0
         self.failures = 0
         self.reads = 0
         self.read_bytes = 0
         self.begun = trio.Event()
-
-    def init(self) -> None:
-        """The first request of a mount: the kernel and libfuse agree on what both can do. Answered right after."""
-        self.begun.set()
-        if self._passthrough is not None:
-            self._passthrough.begin()
 
     def _attributes(self, node: Node) -> EntryAttributes:
         """The attributes of a node: always the same for an inode, whoever asks. For what an entry is good for, see
@@ -218,9 +214,10 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """A handle on a snapshot of the directory, so that cookies stay right whatever happens meanwhile."""
         snapshot = await self._tree.entries(inode)
-        self._next_snapshot += 1
-        self._snapshots[self._next_snapshot] = snapshot
-        return self._next_snapshot
+        handle = self.calls.next_snapshot
+        self.calls.next_snapshot += 1
+        self._snapshots[handle] = snapshot
+        return handle
 
     @_guarded
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
@@ -262,8 +259,8 @@ class Operations(pyfuse3.Operations):
         await self._files.prove(node)
         self._opened(node)
         handle = self._files.open(node)
-        if self._passthrough is not None:
-            self._passthrough.answer_open(node, alone=self._files.get(handle).handles == 1)
+        if self.passthrough is not None:
+            self.passthrough.answer_open(node, alone=self._files.get(handle).handles == 1)
         return FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True, direct_io=False)
 
     @_guarded
@@ -287,8 +284,8 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         """The handle is closed and no mapping of it is left."""
         self._files.release(fh)
-        if self._passthrough is not None:
-            self._passthrough.release(fh)
+        if self.passthrough is not None:
+            self.passthrough.release(fh)
 
     @_guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:

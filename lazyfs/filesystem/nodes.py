@@ -190,14 +190,15 @@ class Children(Mapping[str, Node]):
 class Snapshot(Sequence[Node]):
     """The entries of a directory as they were at one moment, sorted by name; nodes are made as they are looked at."""
 
-    __slots__ = ("_entries", "directory")
+    __slots__ = ("directory", "entries")
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, entries: Entries | None = None) -> None:
+        """`entries`: others than those that the directory has now."""
         self.directory = directory
-        self._entries = directory.entries
+        self.entries = directory.entries if entries is None else entries
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     @overload
     def __getitem__(self, at: int) -> Node: ...
@@ -206,4 +207,4 @@ class Snapshot(Sequence[Node]):
     def __getitem__(self, at: int | slice) -> Node | Sequence[Node]:
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
-        return self.directory.node(self._entries, range(len(self))[at])
+        return self.directory.node(self.entries, range(len(self))[at])

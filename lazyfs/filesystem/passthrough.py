@@ -23,7 +23,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import trio
@@ -101,18 +101,14 @@ class Passthrough:
         self._returned = returned
         self._passed: dict[int, _Passed] = {}
         self._ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        self._session = -1
+        self.session = -1
+        """The session's descriptor, while it is served."""
         self._opens = 0
         self._unable = ""
 
     def statistics(self) -> PassthroughStatistics:
         """A frozen copy of the counters."""
         return PassthroughStatistics(self._opens, len(self._passed), self._unable)
-
-    def begin(self) -> None:
-        """Called when FUSE_INIT is about to be answered in this step."""
-        self._session = session_descriptor()
-        self._complete(completed_init)
 
     def answer_open(self, file: File, *, alone: bool) -> None:
         """Called when the open of a file is about to be answered in this step; `alone`: it is not open yet."""
@@ -137,9 +133,18 @@ class Passthrough:
             del self._passed[inode]
             self._returned(passed.file.version)
             try:
-                fcntl.ioctl(self._session, BACKING_CLOSE, struct.pack("=I", passed.backing))
+                fcntl.ioctl(self.session, BACKING_CLOSE, struct.pack("=I", passed.backing))
             except OSError as error:
                 log.warning("the kernel does not let go of a file that it read by itself: %s", error)
+
+    def packed(self) -> list[list[int]]:
+        """For each file that the kernel reads now its inode, its registration, and how many handles it has."""
+        return [[inode, passed.backing, passed.handles] for inode, passed in self._passed.items()]
+
+    def restore(self, passed: Iterable[tuple[File, int, int]]) -> None:
+        """The kernel was given these by another process of the same session: files, registrations, handles."""
+        for file, backing, handles in passed:
+            self._passed[file.inode] = _Passed(file, backing, handles)
 
     def _registered(self, file: File) -> int | None:
         """The number of a new registration of the file's bytes with the kernel."""
@@ -151,7 +156,7 @@ class Passthrough:
         if descriptor is None:
             return None
         try:
-            return int(fcntl.ioctl(self._session, BACKING_OPEN, bytearray(BACKING.pack(descriptor, 0, 0))))
+            return int(fcntl.ioctl(self.session, BACKING_OPEN, bytearray(BACKING.pack(descriptor, 0, 0))))
         except OSError as error:
             self._unable = _reason(error)
             log.warning("the kernel cannot read cached files by itself, so this daemon goes on to: %s", self._unable)
@@ -161,7 +166,7 @@ class Passthrough:
 
     def _complete(self, change: Callable[[bytearray], None]) -> None:
         """Have what is answered in the rest of this step changed on its way to the kernel."""
-        trio.lowlevel.add_instrument(_Diversion(self._session, self._ends, change))
+        trio.lowlevel.add_instrument(_Diversion(self.session, self._ends, change))
 
 
 class _Diversion(trio.abc.Instrument):
@@ -207,17 +212,6 @@ def _at_hand(file: File) -> bool:
     """Whether the kernel most likely has the mount's own pages of the file: about as much as it has was read through
     us, and not again since."""
     return file.size <= 2 * file.served < 3 * file.size
-
-
-def session_descriptor() -> int:
-    """The descriptor of this process's FUSE session, of which there is one."""
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
-                return int(name)
-        except FileNotFoundError:
-            continue
-    raise OSError("no FUSE session is open")
 
 
 def _reason(error: OSError) -> str:

@@ -1,52 +1,174 @@
-"""The FUSE session of a process: mounted, answered, ended. With `fuse.py` the only importer of pyfuse3.
+"""The FUSE session of a process: mounted or taken over, answered, ended or handed over. With `fuse.py` the only
+importer of pyfuse3.
 
 Its job: begin and end what the kernel sees; what is answered is `fuse.Operations`'s. Loop thread only.
+
+Handing over: a session can stop reading requests while those that it has read are still answered, over the same
+descriptor as before; meanwhile another process reads the next ones from a copy of it. If that process cannot, a new
+session in this one goes on (`resume`). The old one stays as it is in memory, for requests under way refer to it.
 """
 
 import contextlib
 import os
 import select
+from collections.abc import Callable
 from typing import Any, cast
 
 import pyfuse3
 import trio
 
 from lazyfs import errors
+from lazyfs.filesystem.agreement import AT_UNIQUE, UNIQUE, Agreement, Introduction, first_request, send
 from lazyfs.filesystem.fuse import Operations
 from lazyfs.filesystem.options import advice
+from lazyfs.filesystem.passthrough import completed_init
+
+MAX_TASKS = 512
+"""Requests handled at once. Each waiting read holds one, and a mapped reader's fault must not wait for another's."""
+
+NOBODYS = 1 << 63
+"""The number of a request that the kernel did not send: its own count from 2 upwards, in steps of 2."""
 
 
 class Session:
     """The one FUSE session of this process, between `__init__` (mounted) and `close` (unmounted)."""
 
-    def __init__(self, operations: Operations, mountpoint: str, options: set[str]) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        mountpoint: str,
+        options: set[str],
+        *,
+        taken: Agreement | None = None,
+        unmount: Callable[[], None] | None = None,
+    ) -> None:
+        """Mount at `mountpoint`, or serve the mount behind /dev/fd/N: a new one, or one that another process served
+        with this agreement (`taken`). `unmount`: how a mount is taken away at the end that this libfuse did not make,
+        or no longer knows; None for one that is not ours."""
+        self._operations = operations
+        self._options = options
+        self._unmount = unmount
+        self._own = taken is not None
+        self._nursery: trio.Nursery | None = None
+        self._paused: trio.Event | None = None
+        self._former: list[int] = []
+        self.agreement = taken
+        self._begin(mountpoint)
+        if taken is None:
+            request = first_request(self.descriptor)
+        else:
+            request = taken.request[:AT_UNIQUE] + UNIQUE.pack(NOBODYS) + taken.request[AT_UNIQUE + 8 :]
+        self._introduction = Introduction(self.descriptor, request)
+        self._request = request
+
+    def _begin(self, mountpoint: str) -> None:
+        before = descriptors()
         try:
-            pyfuse3.init(operations, mountpoint, options)
+            pyfuse3.init(self._operations, mountpoint, self._options)
         except (RuntimeError, OSError) as error:
-            raise errors.SetupError(f"cannot mount at {mountpoint}: {error}; {advice(options)}") from None
+            raise errors.SetupError(f"cannot mount at {mountpoint}: {error}; {advice(self._options)}") from None
+        named = mountpoint.removeprefix("/dev/fd/")
+        self.descriptor = int(named) if named.isdigit() else (descriptors() - before).pop()
+        """What requests are read from and answered to."""
 
     async def run(self) -> None:
-        """Answer the kernel until the filesystem is unmounted or `stop` is called."""
-        await cast(Any, pyfuse3.main)(max_tasks=MAX_TASKS)
+        """Answer the kernel until the filesystem is unmounted or `stop` is called, and all that was read is answered.
+        `SetupError` if kernel and libfuse do not agree."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await self._serve()
+
+    async def _serve(self) -> None:
+        await self._agree()
+        await _main()
+        if self._paused is not None:
+            await self._paused.wait()
+
+    async def _agree(self) -> None:
+        introduction, ended = self._introduction, trio.Event()
+
+        async def answer_one() -> None:
+            await _main()
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_one)
+            answer = await introduction.answer()
+            while not ended.is_set():  # its tasks wait one after the other
+                trio.lowlevel.notify_closing(self.descriptor)
+                await trio.lowlevel.checkpoint()
+        if self.agreement is None:
+            self.agreement = Agreement(self._request, answer)
+            passthrough = self._operations.passthrough
+            send(introduction.kernel, answer, None if passthrough is None else completed_init)
+        elif not self.agreement.same(answer):
+            introduction.close()
+            raise errors.SetupError("this libfuse agrees with the kernel on other terms than the one before it")
+        introduction.end()
+        if self._operations.passthrough is not None:
+            self._operations.passthrough.session = self.descriptor
+        self._operations.begun.set()
 
     async def unmounted(self) -> None:
         """Return once the kernel has let go of the mount; `run` still waits for the requests that it handles then."""
         with select.epoll() as gone:
-            for name in os.listdir("/proc/self/fd"):
-                with contextlib.suppress(FileNotFoundError):
-                    if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
-                        # No events but EPOLLERR, which fs/fuse/dev.c gives when the connection is gone.
-                        gone.register(int(name), 0)
+            for number in descriptors():
+                with contextlib.suppress(OSError):
+                    # No events but EPOLLERR, which fs/fuse/dev.c gives when the connection is gone.
+                    gone.register(number, 0)
             await trio.lowlevel.wait_readable(gone.fileno())
 
     def stop(self) -> None:
         """Make `run` return."""
         pyfuse3.terminate()
 
+    def pause(self) -> None:
+        """Read no more requests; those that were read are answered. `run` goes on until `resume` or `give_up`."""
+        self._paused = trio.Event()
+        pyfuse3.terminate()
+
+    def give_up(self) -> None:
+        """After `pause`: `run` returns when all is answered."""
+        if self._paused is not None:
+            self._paused.set()
+
+    def resume(self) -> None:
+        """After `pause`: read requests again, in a new session."""
+        if self._nursery is None or self.agreement is None or self._paused is None:
+            raise RuntimeError("a session that was not paused cannot go on")
+        paused, self._paused = self._paused, None
+        # The number that the session had stays for the answers of what it has read.
+        self._former.append(self.descriptor)
+        self.descriptor, self._own = os.dup(self.descriptor), True
+        pyfuse3.init(self._operations, f"/dev/fd/{self.descriptor}", self._options)
+        request = self.agreement.request
+        replayed = request[:AT_UNIQUE] + UNIQUE.pack(NOBODYS) + request[AT_UNIQUE + 8 :]
+        self._introduction = Introduction(self.descriptor, replayed)
+        self._nursery.start_soon(self._serve)
+        paused.set()
+
     def close(self) -> None:
         """Unmount, if that has not happened, and end the session."""
+        if self._own and self._unmount is not None:
+            self._unmount()
         pyfuse3.close(unmount=True)
+        for number in self._former:
+            os.close(number)
+
+    def leave(self) -> None:
+        """End the session in this process only: another one serves the mount."""
+        pyfuse3.close(unmount=False)
 
 
-MAX_TASKS = 512
-"""Requests handled at once. Each waiting read holds one, and a mapped reader's fault must not wait for another's."""
+async def _main() -> None:
+    await cast(Any, pyfuse3.main)(max_tasks=MAX_TASKS)
+
+
+def descriptors() -> set[int]:
+    """Those of /dev/fuse that this process has."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                found.add(int(name))
+    return found

@@ -12,7 +12,7 @@ entry is a number in its directory, of which a node is made when it is asked for
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import trio
@@ -53,6 +53,17 @@ class Tree:
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    @property
+    def next_inode(self) -> int:
+        """The first number that no inode ever had."""
+        return self._next_inode
+
+    def restore(self, known: Iterable[Node], next_inode: int) -> None:
+        """The kernel knows these nodes, told of them by another process."""
+        for node in known:
+            self._nodes[node.inode] = node
+        self._next_inode = max(self._next_inode, next_inode)
 
     def node(self, inode: int) -> Node:
         """The node of an inode that the kernel knows; `StaleHandle` for any other."""

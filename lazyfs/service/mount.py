@@ -4,9 +4,11 @@ Its job: build every room, prove that the mount answers, report what it did. Wha
 nor when the mount begins and ends (`serving.py`).
 """
 
+import contextlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +26,8 @@ from lazyfs.cache.memory import Memory
 from lazyfs.cache.verifier import Verifier
 from lazyfs.cache.warming import Warmer
 from lazyfs.config import Config, SourceConfig
+from lazyfs.filesystem import moving
+from lazyfs.filesystem.agreement import Agreement
 from lazyfs.filesystem.control import Arguments, Command, Control
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.fuse import Operations
@@ -34,12 +38,13 @@ from lazyfs.filesystem.session import Session
 from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import GIB, ObjectVersion
 from lazyfs.reading.streams import Budget
-from lazyfs.service import activity, levels, machine, mounts
+from lazyfs.service import activity, handed, levels, machine, mounts
 from lazyfs.service.commands import Commands
 from lazyfs.service.loads import Loads
 from lazyfs.service.logs import log_level
 from lazyfs.service.machine import default_cache_dir
 from lazyfs.service.origins import Origins, stores_of
+from lazyfs.service.succession import Predecessor, Successor
 from lazyfs.service.watchdog import GRACE
 from lazyfs.service.witnesses import StoredDigests
 from lazyfs.stores.traffic import Traffic
@@ -67,12 +72,14 @@ class RunningMount:
         sources: Sequence[SourceConfig],
         mountpoint: str,
         nursery: trio.Nursery,
-        handed: int | None = None,
+        descriptor: int | None = None,
     ) -> None:
         self._config = config
-        self._handed = handed
+        self._handed = descriptor
         self._mountpoint = mountpoint
         self._started = time.time()
+        self.predecessor: Predecessor | None = None
+        """Who hands the mount over, once it is served."""
         self._kernel = machine.KernelParameters(0, 0, 0)
         budget = config.memory_budget or machine.default_memory_budget()
         self.traffic = Traffic()
@@ -146,6 +153,8 @@ class RunningMount:
                 {
                     **self.commands.table(),
                     **levels.TABLE,
+                    "upgrade": Command(self._upgrade, owners=True, on=Directory),
+                    "upgrading": Command(self._upgrading, on=Directory),
                     "page": Command(self._page, owners=True, on=Directory),
                 },
                 owner=os.geteuid(),
@@ -160,19 +169,45 @@ class RunningMount:
             started_ns=int(self._started) * 10**9,
         )
 
+    @property
+    def is_handed(self) -> bool:
+        """Whether somebody else mounted it, and takes it away."""
+        return self._handed is not None
+
     async def check(self) -> None:
         """Make sure that every source can be listed; a warm start sends nothing. `SetupError` says in one sentence what
         is wrong."""
         await self.origins.check(self.tree)
 
-    def attach(self) -> Session:
-        """Mount it."""
+    def attach(self, taken: Agreement | None = None, descriptor: int | None = None) -> Session:
+        """Mount it; or serve the mount behind a descriptor that another process served, on these terms."""
         config = self._config
         options = mount_options(
             self.origins.device, allow_other=config.allow_other, allow_root=config.allow_root, noexec=config.noexec
         )
-        place = self._mountpoint if self._handed is None else f"/dev/fd/{self._handed}"
-        return Session(self.operations, place, options)
+        number = self._handed if descriptor is None else descriptor
+        place = self._mountpoint if number is None else f"/dev/fd/{number}"
+        session: Session
+        unmount = None if self.is_handed else lambda: self._away(session)
+        session = Session(self.operations, place, options, taken=taken, unmount=unmount)
+        return session
+
+    def _away(self, session: Session) -> None:
+        """Take the mount away, also while it is in use, as libfuse does with those that it made."""
+        if not handed.is_gone(session.descriptor):
+            with contextlib.suppress(errors.SetupError):
+                mounts.unmount(self._mountpoint, lazy=True)
+
+    def packed(self) -> dict[str, Any]:
+        """What the kernel counts on (`filesystem.moving`)."""
+        return moving.packed(self.tree, self.files, self.operations.calls, self.passthrough)
+
+    async def take_over(self, successor: Successor) -> Session:
+        """Serve what another process has served until now."""
+        agreement, state = await successor.prepared()
+        for file in moving.restore(dict(state), self.tree, self.files, self.operations.calls, self.passthrough):
+            self._opened(file)
+        return self.attach(agreement, successor.descriptor)
 
     async def prove(self) -> None:
         """Read the mount as a user would: list it through the kernel, and find this process behind it. One that was
@@ -225,6 +260,7 @@ class RunningMount:
             {
                 "version": __version__,
                 "pid": os.getpid(),
+                "python": sys.executable,
                 "source": self.origins.device,
                 "sources": self.origins.report(self.tree),
                 "mountpoint": self._mountpoint,
@@ -282,6 +318,16 @@ class RunningMount:
     def _kept(self, version: ObjectVersion) -> None:
         self.loads.kept(version)
         self.verifier.kept(version)
+
+    async def _upgrade(self, _: Node, arguments: Arguments) -> dict[str, Any]:
+        if self.predecessor is None:
+            raise errors.SetupError("the mount has only begun; try again")
+        if self.warmer.running():
+            raise errors.SetupError("`lazyfs warm` has a job here, which would end; wait for it, or cancel it")
+        return self.predecessor.ask(arguments.get("python", ""))
+
+    async def _upgrading(self, _: Node, arguments: Arguments) -> dict[str, Any]:
+        return {} if self.predecessor is None else self.predecessor.progress()
 
     async def _page(self, _: Node, arguments: Arguments) -> dict[str, Any]:
         """Where a browser sees the names as well, which not everybody may."""

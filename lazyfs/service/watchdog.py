@@ -66,6 +66,10 @@ class Watchdog:
         self._device = None if found is None else found.device
         self._start(self._look)
 
+    def handed_over(self) -> None:
+        """The connection is another process's, and so is what systemd is told."""
+        self._device, self.said = None, ""
+
     def end_in_time(self) -> None:
         """Start the clock of the end, once: the process is over when it has run down, one way or the other."""
         with self._lock:

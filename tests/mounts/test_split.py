@@ -179,3 +179,46 @@ def test_a_background_mount_takes_a_descriptor(s3: FastS3Server, mounter: Mounte
     assert (path / "weights").read_bytes() == DATA
     assert "noexec" in mountinfo(path)[5].split(",")
     assert run(["unmount", path], {"PATH": "/usr/bin:/bin"}).returncode == 0
+
+
+@pytest.mark.root
+def test_it_is_not_handed_over(split: Split) -> None:
+    """The end of the daemon is that of the mount here; who asks for an upgrade is told so, and nothing happens."""
+    done = run(["upgrade", split.path], {"PATH": "/usr/bin:/bin"})
+    assert (done.returncode, "mount-fd" in done.stderr) == (1, True), done.stderr
+    assert (split.path / "weights").read_bytes() == DATA
+
+
+@pytest.mark.root
+def test_an_ordinary_user_upgrades(work: Path, s3: FastS3Server) -> None:
+    """Of a mount that fusermount3 made, and that the last process takes away by it."""
+    if not nobody_runs("/usr/bin/python3"):
+        pytest.skip("there is no Python here that nobody may run lazyfs with")
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        pytest.skip("nobody may not open /dev/fuse here")
+    s3.put("models", "weights", DATA)
+    place = work / "mnt"
+    for directory in (place, work / "cache", work / "home"):
+        directory.mkdir(mode=0o700)
+        os.chown(directory, NOBODY, NOBODY)
+    env = environment(work / "home", s3, **FOUND)
+
+    def lazyfs(*arguments: str) -> str:
+        command = ["/usr/bin/python3", "-m", "lazyfs", *arguments]
+        done = subprocess.run(command, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", env=env,
+                              capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    lazyfs("mount", f"--endpoint-url={s3.url}", f"--region={s3.region}", f"--cache-dir={work / 'cache'}",
+           "--memory-budget=64MiB", "s3://models", str(place))  # fmt: skip
+    before = json.loads(lazyfs("stats", str(place), "--json"))["pid"]
+    assert json.loads(lazyfs("upgrade", str(place), "--json"))["pid"] != before
+    assert json.loads(lazyfs("stats", str(place), "--json"))["failures"] == 0
+    lazyfs("unmount", str(place))
+    assert not is_mounted(place)
+    lazyfs("mount", f"--endpoint-url={s3.url}", f"--region={s3.region}", f"--cache-dir={work / 'cache'}",
+           "--memory-budget=64MiB", "s3://models", str(place))  # fmt: skip
+    pid = json.loads(lazyfs("upgrade", str(place), "--json"))["pid"]
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_mounted(place), "who took it over takes it away")
