@@ -86,11 +86,10 @@ class Listings:
 
     async def list(self, prefix: str, doubted: bool = False) -> Listing:
         """The listing of `prefix`, fresh if that can be had. A `doubted` one is asked for before its time."""
+        if not doubted and (fresh := self.fresh(prefix)) is not None:
+            return fresh
         kept = self._kept(prefix)
         if not doubted:
-            if kept is not None and self._fresh(kept):
-                self._walks.passed(prefix)
-                return kept
             if kept is not None and 0 <= self._clock() - self._failed_at < STALE_FOR:
                 return self._stale(kept)  # of a walk in an outage, not every directory waits
             found = await self._walks.bring(prefix, self._fresh)
@@ -107,9 +106,29 @@ class Listings:
             self._failed_at = self._clock()
             return self._stale(kept)
         self._failed_at = float("-inf")
-        self._walks.listed(prefix)
-        await self._keep([listing])
+        await self.keep(listing)
         return listing
+
+    def fresh(self, prefix: str) -> Listing | None:
+        """The listing of `prefix`, if it is kept and young enough that nobody needs to be asked."""
+        kept = self._kept(prefix)
+        if kept is None or not self._fresh(kept):
+            return None
+        self._walks.passed(prefix)
+        return kept
+
+    async def keep(self, listing: Listing) -> None:
+        """This is what is there, as of when it says."""
+        self._walks.listed(listing.prefix)
+        await self._keep([listing])
+
+    def now(self) -> float:
+        """The time that listings are of, seconds since the epoch."""
+        return self._clock()
+
+    def walking(self, prefix: str) -> bool:
+        """Whether somebody walks over many directories, of which this may be one."""
+        return self._walks.walking(prefix)
 
     def peek(self, prefix: str) -> Listing | None:
         """What is kept of `prefix`, however old; asks nobody. From any thread."""

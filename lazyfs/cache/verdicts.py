@@ -19,6 +19,8 @@ class Expected:
 
     checksums: Checksums
     witness: str = "s3"
+    said_by: str = ""
+    """Where it stands, if that is not the witness: a witness may have nothing to say of an object."""
     quiet: bool = False
     """Nobody expects a digest of this object, so that a missing one is not worth a warning."""
 
@@ -65,7 +67,8 @@ def difference(version: ObjectVersion, expected: Expected, found: Checksums) -> 
         ("CRC64NVME", _hex(known.crc64nvme), _hex(found.crc64nvme)),
     ):
         if wanted and got and wanted != got:
-            who = "S3" if expected.witness == "s3" else expected.witness
+            said_by = expected.said_by or expected.witness
+            who = "S3" if said_by == "s3" else said_by
             return f"the {name} of {version.key!r} is {got}, and {who} says {wanted}"
     return ""
 

@@ -123,6 +123,10 @@ class Walks:
                     one.latest, one.one_by_one = prefix, max(0, one.one_by_one - 1)
             return None
 
+    def walking(self, prefix: str) -> bool:
+        """Whether somebody has walked over what is below an ancestor of this directory."""
+        return any(name in self._walks and self._walks[name].begun for name in ancestors(prefix))
+
     def passed(self, prefix: str) -> None:
         """Somebody lists this directory: a walk that comes to a stretch that was brought ahead has more brought."""
         for below, walk in self._walks.items():

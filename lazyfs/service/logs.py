@@ -61,6 +61,12 @@ class JsonLines(logging.Formatter):
         return json.dumps(fields)
 
 
+def answers_somebody(record: logging.LogRecord) -> bool:
+    """Not so of pyfuse3's errors that an answer came when the kernel had given its request up (ENOENT from a write to
+    /dev/fuse): who asked was killed, or the mount is gone since, and nothing is lost."""
+    return not record.getMessage().endswith("failed with No such file or directory")
+
+
 def set_up_logging(level: str, format_: str) -> None:
     """Send everything of `level` and above to stderr. botocore's own debug output, which holds signatures, never."""
     handler = logging.StreamHandler(sys.stderr)
@@ -69,6 +75,7 @@ def set_up_logging(level: str, format_: str) -> None:
     else:
         handler.setFormatter(TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("pyfuse3").addFilter(answers_somebody)
     for name in ("botocore", "boto3", "urllib3", "s3transfer"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

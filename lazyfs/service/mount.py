@@ -107,7 +107,7 @@ class RunningMount:
         self.origins = Origins(sources, stores=self.store, disk=self.disk, chunks=self.chunks, nursery=nursery)
         self.tree = Tree(self.origins.branch)
         self.origins.follow(self.tree)
-        self.digests = StoredDigests(self.store, self.chunks)
+        self.digests = StoredDigests(self.store, self.chunks, self.origins.manifests)
         self.verifier = Verifier(
             chunks=self.chunks,
             disk=self.disk,

@@ -20,8 +20,9 @@ from lazyfs.cache.listings import Listings
 from lazyfs.config import Config, SourceConfig
 from lazyfs.filesystem.nodes import Branch, File, side_by_side
 from lazyfs.filesystem.tree import Tree
+from lazyfs.models.trees import Manifests, Trees
 from lazyfs.moments import seconds_of
-from lazyfs.objects import Listing, ObjectVersion
+from lazyfs.objects import CHUNK_SIZE, Listing, ObjectVersion
 from lazyfs.service.engines import s3_store
 from lazyfs.stores.base import Store
 from lazyfs.stores.fetch import PatientStore
@@ -77,7 +78,16 @@ def _which(one: SourceConfig) -> str:
 class Origin:
     """One source."""
 
-    def __init__(self, has: SourceConfig, *, stores: Stores, disk: Disk, chunks: ChunkCache, nursery: trio.Nursery):
+    def __init__(
+        self,
+        has: SourceConfig,
+        *,
+        stores: Stores,
+        disk: Disk,
+        chunks: ChunkCache,
+        manifests: Manifests,
+        nursery: trio.Nursery,
+    ) -> None:
         self._has = has
         self._store = stores[has.name]
         self._url = has.source.url
@@ -91,10 +101,19 @@ class Origin:
             ttl=ttl,
             nursery=nursery,
         )
+        self._trees = Trees(
+            self.listings,
+            manifests,
+            place=has.source.place,
+            root=has.source.prefix,
+            origin=has.name,
+            # Of another time only a listing knows what was under a key.
+            stat=None if has.source.moment else partial(self._store.stat, budget=CHECK_PATIENCE),
+        )
         self.branch = Branch(
             place=has.source.place,
             prefix=has.source.prefix,
-            list_prefix=self.listings.list,
+            list_prefix=self._trees.list,
             age=self.listings.age,
             ttl=ttl,
             name=has.name,
@@ -171,7 +190,12 @@ class Origins:
         nursery: trio.Nursery,
     ) -> None:
         self._stores = stores
-        self._all = [Origin(one, stores=stores, disk=disk, chunks=chunks, nursery=nursery) for one in sources]
+        self.manifests = Manifests(partial(_whole, chunks))
+        """Those of all sources."""
+        self._all = [
+            Origin(one, stores=stores, disk=disk, chunks=chunks, manifests=self.manifests, nursery=nursery)
+            for one in sources
+        ]
         alone = len(sources) == 1 and not sources[0].name
         self.branch = self._all[0].branch if alone else side_by_side({o.branch.name: o.branch for o in self._all})
         self.device = sources[0].source.url if alone else "lazyfs"
@@ -229,3 +253,11 @@ def _displaced(tree: Tree, version: ObjectVersion) -> None:
             continue
         if node.version == version:
             tree.expire(node)
+
+
+async def _whole(chunks: ChunkCache, version: ObjectVersion) -> bytes:
+    """All bytes of a version, through the cache."""
+    found = bytearray()
+    while len(found) < version.size:
+        found += await chunks.read(version, len(found), min(len(found) + CHUNK_SIZE, version.size))
+    return bytes(found)

@@ -1,4 +1,5 @@
-"""Who says what an object of this mount must come to: S3 itself, or a file of digests beside it.
+"""Who says what an object of this mount must come to: the manifest of its version, a file of digests beside it, or S3
+itself.
 
 Must not know what becomes of the answers. Loop thread only.
 """
@@ -7,8 +8,10 @@ from collections import OrderedDict
 
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.verdicts import Expected
-from lazyfs.filesystem.nodes import File
+from lazyfs.filesystem.nodes import Directory, File
 from lazyfs.filesystem.sidecars import beside, is_sidecar, sha256_in
+from lazyfs.models.names import MANIFEST
+from lazyfs.models.trees import Manifests
 from lazyfs.objects import Checksums, ObjectVersion
 from lazyfs.stores.several import Stores
 
@@ -19,9 +22,10 @@ MOST_FILES = 4096
 class StoredDigests:
     """The witnesses of one mount; see `cache.verifier.Witnesses`."""
 
-    def __init__(self, store: Stores, chunks: ChunkCache) -> None:
+    def __init__(self, store: Stores, chunks: ChunkCache, manifests: Manifests) -> None:
         self._store = store
         self._chunks = chunks
+        self._manifests = manifests
         self._files: OrderedDict[bytes, File] = OrderedDict()
 
     def note(self, file: File) -> None:
@@ -33,24 +37,53 @@ class StoredDigests:
 
     def witness(self, version: ObjectVersion) -> str:
         """See `Witnesses.witness`."""
-        found = self._beside(version)
-        return "s3" if found is None else f"{found.version.key} {found.version.etag}"
+        file = self._files.get(version.object_id)
+        if file is None or _is_digests(version):
+            return "s3"
+        found = _manifest_above(file) or beside(file)
+        return "s3" if found is None else _named(found)
 
     async def expected(self, version: ObjectVersion) -> Expected:
-        """See `Witnesses.expected`: one HEAD, and what is beside it, read through the cache."""
-        file = self._files.get(version.object_id)
-        if file is not None and is_sidecar(file.name):
+        """See `Witnesses.expected`: what a manifest says of this very version; else one HEAD, and what is beside it.
+        Both are read through the cache."""
+        if _is_digests(version):
             return Expected(Checksums(), quiet=True)
-        witness, sidecar = self.witness(version), self._beside(version)
+        file, witness = self._files.get(version.object_id), self.witness(version)
+        manifest = None if file is None else _manifest_above(file)
+        if manifest is not None:
+            said = await self._manifests.get(manifest.version)
+            found = None if said is None else said.checksums.get((version.key, version.etag))
+            if found is not None:
+                return Expected(found, witness)
+        sidecar = None if file is None else beside(file)
         stored = await self._store.checksums(version)
         if file is None or sidecar is None:
-            return Expected(stored)
-        self.note(sidecar)
+            return Expected(stored, witness, "s3")
         text = bytes(await self._chunks.read(sidecar.version, 0, sidecar.version.size))
         # What was published with the object goes before what S3 computed of what was uploaded.
-        sha256 = sha256_in(text, file.name) or stored.sha256
-        return Expected(Checksums(sha256, stored.crc64nvme), witness)
+        sha256 = sha256_in(text, file.name)
+        return Expected(
+            Checksums(sha256 or stored.sha256, stored.crc64nvme), witness, _named(sidecar) if sha256 else "s3"
+        )
 
-    def _beside(self, version: ObjectVersion) -> File | None:
-        file = self._files.get(version.object_id)
-        return None if file is None or is_sidecar(file.name) else beside(file)
+
+def _named(file: File) -> str:
+    """Which digests, and which version of them."""
+    return f"{file.version.key} {file.version.etag}"
+
+
+def _is_digests(version: ObjectVersion) -> bool:
+    """Whether it holds digests of others, and nobody expects one of it."""
+    name = version.key.rpartition("/")[2]
+    return is_sidecar(name) or name == MANIFEST
+
+
+def _manifest_above(file: File) -> File | None:
+    """The manifest of the version that the file is in, as far as listings show one."""
+    folder: Directory | None = file.parent
+    while folder is not None:
+        found = folder.children.get(MANIFEST)
+        if isinstance(found, File):
+            return found
+        folder = folder.parent
+    return None

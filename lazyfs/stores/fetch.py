@@ -155,9 +155,9 @@ class PatientStore:
         """See `base.Store.total_size`; `budget` as in `list`."""
         return await self._ask("list_requests", f"list {prefix!r}", lambda: self._inner.total_size(prefix), budget)
 
-    async def stat(self, key: str) -> ObjectInfo:
-        """See `base.Store.stat`."""
-        return await self._ask("head_requests", f"head {key!r}", lambda: self._inner.stat(key))
+    async def stat(self, key: str, *, budget: float | None = None) -> ObjectInfo:
+        """See `base.Store.stat`; `budget` as in `list`."""
+        return await self._ask("head_requests", f"head {key!r}", lambda: self._inner.stat(key), budget)
 
     async def checksums(self, version: ObjectVersion) -> Checksums:
         """See `base.Store.checksums`."""

@@ -1,5 +1,6 @@
 """What a log says of words that mean harm: one line, without passwords, in both formats."""
 
+import errno
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.service.logs import JsonLines, TextLines, told
+from lazyfs.service.logs import JsonLines, TextLines, answers_somebody, told
 
 LAST = r"FileNotFoundError: [Errno 2] No such file or directory: 'http://***@host/\x1b[31m'"
 
@@ -60,3 +61,14 @@ def test_a_traceback_has_its_lines_and_no_password() -> None:
     assert text.splitlines()[-1] == LAST
     fields = json.loads(line(JsonLines(), "read", "x", failed=True))
     assert fields["traceback"].splitlines()[-1] == LAST
+
+
+def test_answers_that_nobody_waits_for_are_no_errors() -> None:
+    """As pyfuse3 words them; every other one of its errors is logged."""
+
+    def record(words: str) -> logging.LogRecord:
+        text = "fuse_read(): fuse_reply_* failed with %s"
+        return logging.LogRecord("pyfuse3", logging.ERROR, "", 0, text, (words,), None)
+
+    assert not answers_somebody(record(os.strerror(errno.ENOENT)))
+    assert answers_somebody(record(os.strerror(errno.EINVAL)))
