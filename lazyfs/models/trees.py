@@ -15,7 +15,7 @@ is told of once, and what is below it is listed as everything else. Must not kno
 import logging
 from bisect import bisect_left
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -133,6 +133,7 @@ class Trees:
         self._stat = stat
         self._tops: dict[str, ObjectInfo] = {}
         self._disbelieved: set[tuple[str, str]] = set()
+        self._agreed: set[tuple[str, str]] = set()
 
     async def list(self, prefix: str, doubted: bool = False) -> Listing:
         """The listing of a directory, as `cache.listings.Listings` gives it, or out of a manifest."""
@@ -165,7 +166,7 @@ class Trees:
         info = self._tops.get(top)
         if info is None or not self._believed(info, doubted):
             return None
-        return await self._derived(info, prefix, above.listed_at)
+        return await self._derived(info, prefix, above.listed_at, above.objects)
 
     async def _root_from_manifest(self, doubted: bool) -> Listing | None:
         """The source as one version, if it is one. Only S3's word that it is not, or that one may not know, ends the
@@ -182,7 +183,7 @@ class Trees:
             return None
         if not self._believed(info, doubted):
             return None
-        return await self._derived(info, self._root, asked)
+        return await self._derived(info, self._root, asked, ())
 
     def _believed(self, info: ObjectInfo, doubted: bool) -> bool:
         """Whether what a manifest says may be taken for what is there; `doubted`: something was found to be
@@ -193,15 +194,35 @@ class Trees:
             log.warning("%r does not say what is there now: its directories are listed; publish it again", info.key)
         return which not in self._disbelieved
 
-    async def _derived(self, info: ObjectInfo, prefix: str, listed_at: float) -> Listing | None:
+    async def _agrees(self, info: ObjectInfo, version: Version, listed: Sequence[ObjectInfo]) -> bool:
+        """Whether what is `listed` at the top of a version, or S3's word about its largest file, is as its manifest
+        says. In a bucket that was copied, the same bytes have other ETags, and reads would fail for want of those."""
+        which = info.key, info.etag
+        if which in self._agreed:
+            return True
+        said = {one.key: one for objects, _ in version.listings.values() for one in objects}
+        there = [one for one in listed if one.key in said]
+        if not there and self._stat is not None and said:
+            there = [await self._stat(max(said.values(), key=lambda one: one.size).key)]
+        same = bool(there) and all((one.etag, one.size) == (said[one.key].etag, said[one.key].size) for one in there)
+        if same:
+            self._agreed.add(which)
+        else:
+            self._disbelieved.add(which)
+            log.info("%r names other ETags than there are, as in a bucket that was copied: it is listed", info.key)
+        return same
+
+    async def _derived(
+        self, info: ObjectInfo, prefix: str, listed_at: float, listed: Sequence[ObjectInfo]
+    ) -> Listing | None:
         try:
             version = await self._manifests.get(
                 ObjectVersion(self._place, info.key, info.etag, info.size, info.version_id, self._origin)
             )
+            if version is None or not await self._agrees(info, version, listed):
+                return None
         except LazyfsError as error:
             log.debug("%r cannot be read now: %s", info.key, error)
-            return None
-        if version is None:
             return None
         objects, folders = version.listings.get(prefix, ([], []))
         if prefix == version.prefix:

@@ -7,6 +7,7 @@ paths count in plain numbers, for a call of the client library costs 1 us and mo
 Pure but for /proc, from which the client library takes what it says of the process.
 """
 
+import dataclasses
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
 from lazyfs import __version__
+from lazyfs.models.library import LibraryStatistics
 from lazyfs.objects import CHUNK_SIZE
 from lazyfs.service.facts import Facts
 from lazyfs.stores.traffic import BROKEN, UNANSWERED
@@ -75,6 +77,17 @@ def as_json(found: Iterable[Metric]) -> list[dict[str, Any]]:
             "samples": [{"name": s.name, "labels": dict(s.labels), "value": s.value} for s in metric.samples],
         }
         for metric in found
+    ]
+
+
+def of_models(stats: LibraryStatistics) -> list[Metric]:
+    """What a `ModelCache` counted."""
+    now = {"models": "Models on this disk.", "bytes": "Their bytes.", "in_use": "Models that this object uses."}
+    return [
+        _gauge(f"lazyfs_models_{name}", now[name], value)
+        if name in now
+        else _counter(f"lazyfs_models_{name}", f"See lazyfs.LibraryStatistics.{name}.", value)
+        for name, value in dataclasses.asdict(stats).items()
     ]
 
 

@@ -121,7 +121,9 @@ class AsyncModelCache:
 
     def metrics(self) -> str:
         """See `ModelCache.metrics`."""
-        return exposition(self.stats())
+        from lazyfs.service import metrics  # noqa: PLC0415 - its library takes a while to import
+
+        return metrics.page(metrics.of_models(self.stats()), "text/plain")[1].decode()
 
     def close(self) -> None:
         """See `ModelCache.close`."""
@@ -252,13 +254,3 @@ def _key_of(path: Path) -> str:
         return os.fsdecode(mounts.bounded(partial(os.getxattr, path, "user.lazyfs.key"), seconds=5.0))
     except FileNotFoundError:
         return ""
-
-
-def exposition(stats: LibraryStatistics) -> str:
-    """Counters as text that Prometheus reads."""
-    lines = []
-    for name, value in dataclasses.asdict(stats).items():
-        kind = "gauge" if name in ("models", "bytes", "in_use") else "counter"
-        full = f"lazyfs_models_{name}" + ("_total" if kind == "counter" else "")
-        lines += [f"# TYPE {full} {kind}", f"{full} {value}"]
-    return "\n".join(lines) + "\n"

@@ -108,7 +108,7 @@ def test_a_version_is_fetched_once_and_then_here(caches: Caches, s3: FastS3Serve
     assert (other.stats().hits, other.stats().misses) == (1, 0)
     assert (cache.stats().hits, cache.stats().misses) == (1, 1)
     assert cache.stats().fetched_bytes == sum(map(len, model.values()))
-    assert "lazyfs_models_misses_total 1\n" in cache.metrics()
+    assert "lazyfs_models_misses_total 1.0\n" in cache.metrics()
 
 
 def test_what_is_not_there_is_said(caches: Caches, model: dict[str, bytes]) -> None:

@@ -76,8 +76,8 @@ def verified(mount: Mount, name: str) -> str:
 
 
 def test_a_source_that_is_a_version_is_not_listed(s3: FastS3Server, mounter: Mounter, publish: Publish) -> None:
-    """One HEAD and one GET of the manifest: tree, sizes and digests; no LIST, also not after a remount, and a
-    SHA-256 that S3 was not asked for."""
+    """A HEAD and a GET of the manifest, and a HEAD of the largest file to see that it agrees: tree, sizes and digests;
+    no LIST, also not after a remount, and a SHA-256 that S3 was not asked for."""
     publish(FILES)
     s3.take_log()
     mount = mounter.mount(s3, "s3://models/llm/tiny/v1/")
@@ -88,7 +88,7 @@ def test_a_source_that_is_a_version_is_not_listed(s3: FastS3Server, mounter: Mou
     assert os.getxattr(mount.path / "model.safetensors", "user.lazyfs.sha256") == digest
     manifest = f"llm/tiny/v1/{MANIFEST}"
     sent = requests(s3)
-    assert [one for one in sent if one[0] != "GET"] == [("HEAD", manifest)]
+    assert [one for one in sent if one[0] != "GET"] == [("HEAD", manifest), ("HEAD", "llm/tiny/v1/model.safetensors")]
     assert sent.count(("GET", manifest)) == 1
     assert mount.unmount() == 0
     mount = mounter.mount(s3, "s3://models/llm/tiny/v1/")
@@ -193,3 +193,22 @@ def test_who_may_not_list_mounts_a_version(s3: FastS3Server, mounter: Mounter, p
     assert tree(mount.path) == FILES | dict.fromkeys(FOLDERS)
     with pytest.raises(MountFailed, match=r"cannot list s3://models/llm/tiny/v2/"):
         mounter.mount(s3, "s3://models/llm/tiny/v2/", at=mounter.place("other"))
+
+
+@pytest.mark.parametrize("below", ["llm/tiny/v1", ""])
+def test_in_a_bucket_that_was_copied_it_is_listed(
+    s3: FastS3Server, mounter: Mounter, publish: Publish, below: str
+) -> None:
+    """The same bytes with other ETags, as after a copy in parts of another size: no read fails of it, not the first."""
+    publish(FILES)
+    client = s3.client()
+    s3.add_bucket("copy")
+    for entry in client.list_objects_v2(Bucket="models")["Contents"]:
+        data = client.get_object(Bucket="models", Key=entry["Key"])["Body"].read()
+        s3.put("copy", entry["Key"], data, etag=None if entry["Key"].endswith(MANIFEST) else '"0123456789abcdef-2"')
+    mount = mounter.mount(s3, f"s3://copy/{below}")
+    path = mount.path if below else mount.path / "llm/tiny/v1"
+    assert tree(path) == FILES | dict.fromkeys(FOLDERS)
+    assert mount.stats()["failures"] == 0
+    two = (path / "a/b/two.txt").relative_to(mount.path)
+    assert verified(mount, str(two)) == "sha256", "by the SHA256SUMS beside it"

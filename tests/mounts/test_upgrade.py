@@ -249,10 +249,15 @@ def test_systemd_and_whoever_asks_for_numbers(s3: FastS3Server, mounter: Mounter
     s3.put("models", "weights", DATA)
     address = tmp_path / "metrics"
     mount = mounter.mount(s3, "s3://models", f"--metrics-address=unix:{address}")
-    identity = address.stat().st_ino
+
+    def identity() -> tuple[int, int]:
+        found = address.stat()
+        return found.st_ino, found.st_ctime_ns  # the number of an inode alone is soon another's
+
+    before = identity()
     pid = upgrade(mount)
     assert mount.process.wait(20) == 0
-    wait_until(lambda: address.exists() and address.stat().st_ino != identity, "it listens again")
+    wait_until(lambda: address.exists() and identity() != before, "it listens again")
     assert stat.S_ISSOCK(address.stat().st_mode)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(address))

@@ -13,7 +13,7 @@ ROOT = Path(lazyfs.__file__).parent
 MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 ORDER = ("nouns", "stores", "cache", "reading", "filesystem", "models", "service", "cli", "door")
-DOOR = {"__init__.py", "aio.py"}
+DOOR = {"__init__.py", "aio.py", "fastapi.py"}
 """What programs import: it gives them names out of any room, and no room imports those from it."""
 
 NOUNS = {"__init__", "errors", "objects", "dense", "moments", "words", "config", "tallies"}
@@ -34,6 +34,7 @@ ONLY_IN = {
     "pyfuse3": ("filesystem/fuse.py", "filesystem/session.py"),
     "prometheus_client": ("service/metrics.py", "service/otlp.py"),
     "opentelemetry": ("service/otlp.py",),
+    "fastapi": ("fastapi.py",),
     "h11": ("service/http.py",),
     "click": ("cli/",),
     "rich": ("cli/page.py", "cli/top.py"),
