@@ -5,6 +5,7 @@ for threads; what waits is for a loop.
 """
 
 import contextlib
+import hashlib
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -90,6 +91,21 @@ class Leases:
         finally:
             if lock is not None:
                 os.close(lock)
+
+    @contextlib.asynccontextmanager
+    async def cold_start(self, place: str, most: int) -> AsyncIterator[None]:
+        """Inside, no more than `most` versions are brought from a bucket at a time, by all who share this disk."""
+        names = [hashlib.sha256(f"cold start {number} of {place}".encode()).hexdigest()[:32] for number in range(most)]
+        while True:
+            locks = (self._shelf.records.lock(name, alone=True) for name in names)
+            lock = next((lock for lock in locks if lock is not None), None)
+            if lock is not None:
+                break
+            await trio.sleep(LOOK)
+        try:
+            yield
+        finally:
+            os.close(lock)
 
     def _damaged(self, of: ModelVersion) -> bool:
         record = self._shelf.records.get(self._shelf.name(of))

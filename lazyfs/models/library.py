@@ -85,12 +85,14 @@ class Library:
         origin: Origin | None,
         mounted: Callable[[ModelVersion], Path | None],
         connections: int,
+        cold_starts: int,
     ) -> None:
         self.shelf = shelf
         self._bucket = bucket
         self._origin = origin
         self._mounted = mounted
         self._connections = connections
+        self._cold_starts = cold_starts
         self._lock = threading.Lock()
         self._leases = Leases(shelf)
         self._counts = dict.fromkeys(
@@ -119,7 +121,8 @@ class Library:
             async with self._leases.alone(of) as alone:
                 if alone and not await trio.to_thread.run_sync(self.shelf.whole, of):
                     self._count("misses")
-                    await self._bring(of)
+                    async with self._leases.cold_start(self.shelf.bucket, self._cold_starts):
+                        await self._bring(of)
                     brought = True
             if await trio.to_thread.run_sync(self._leases.take, of):
                 if not brought:

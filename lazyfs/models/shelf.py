@@ -73,6 +73,11 @@ class Shelf:
         """Where its files are, if they are here. Links to nothing of ours are in this path."""
         return self._place(*self._of_source(), of)
 
+    @property
+    def bucket(self) -> str:
+        """What identifies the bucket that the models are from; empty if they are from none."""
+        return self._of_source()[0]
+
     def _of_source(self) -> tuple[str, str]:
         return (self._source.listing_place, self._source.prefix) if self._source else ("", "")
 

@@ -30,6 +30,9 @@ from lazyfs.service.running import to_the_end
 
 T = TypeVar("T")
 
+COLD_STARTS = 4
+"""Each has as many connections as `max_connections` says, which is what one machine's network is worth."""
+
 _FAMILIAR = {"cache_dir": "MODEL_CACHE_DIR", "max_cache_size": "MODEL_CACHE_MAX_BYTES"}
 """Names of the environment that other model caches have, for settings of ours."""
 
@@ -66,9 +69,17 @@ class AsyncModelCache:
     """Models by name and version, for trio; see `ModelCache`, whose methods these are."""
 
     def __init__(
-        self, source: str | None = None, *, origin: Origin | None = None, use_mounts: bool = True, **settings: Any
+        self,
+        source: str | None = None,
+        *,
+        origin: Origin | None = None,
+        use_mounts: bool = True,
+        cold_starts: int = COLD_STARTS,
+        **settings: Any,
     ) -> None:
         """See `ModelCache`. Blocks for some milliseconds; sends nothing."""
+        if cold_starts < 1:
+            raise UsageError("cold_starts must be at least 1: a version that is not here has to be brought")
         config = _config(settings)
         where = source_said(source, os.environ, config)
         if where is None and origin is None:
@@ -89,6 +100,7 @@ class AsyncModelCache:
             origin=origin,
             mounted=lambda of: in_a_mount(where, of) if use_mounts and where is not None else None,
             connections=config.max_connections,
+            cold_starts=cold_starts,
         )
 
     async def get(self, model: str, version: str) -> Path:
@@ -151,17 +163,26 @@ class ModelCache:
     """
 
     def __init__(
-        self, source: str | None = None, *, origin: Origin | None = None, use_mounts: bool = True, **settings: Any
+        self,
+        source: str | None = None,
+        *,
+        origin: Origin | None = None,
+        use_mounts: bool = True,
+        cold_starts: int = COLD_STARTS,
+        **settings: Any,
     ) -> None:
         """`source`: s3://bucket/prefix/; default: LAZYFS_SOURCE or MODEL_CACHE_S3_BUCKET. `origin`: where a version is
         brought from that the bucket does not have, and then published there. `use_mounts`: give the path in a mount of
-        the source, where this machine has one.
+        the source, where this machine has one. `cold_starts`: most versions that are brought from the bucket at a time,
+        by all processes that share the cache directory; the others wait for their turn.
 
         `settings` are those of a mount, by name, as text or value: `cache_dir` (or MODEL_CACHE_DIR), `max_cache_size`
         (or MODEL_CACHE_MAX_BYTES), `endpoint_url` and so on; each is also LAZYFS_<NAME> in the environment.
         `UsageError` and `SetupError` say what is wrong with them.
         """
-        self._cache = AsyncModelCache(source, origin=origin, use_mounts=use_mounts, **settings)
+        self._cache = AsyncModelCache(
+            source, origin=origin, use_mounts=use_mounts, cold_starts=cold_starts, **settings
+        )
 
     def get(self, model: str, version: str) -> Path:
         """The directory with the version's files. At once where a mount or this disk has it; else it is fetched, in

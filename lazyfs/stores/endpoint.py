@@ -15,6 +15,7 @@ from collections.abc import Callable
 import trio
 
 from lazyfs.stores.gate import Gate
+from lazyfs.stores.tempo import Tempo
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -29,6 +30,7 @@ class Endpoint:
 
     def __init__(self, connections: int, *, clock: Callable[[], float], rng: random.Random) -> None:
         self.gate = Gate(connections)
+        self.tempo = Tempo(connections, clock=clock)
         self._clock = clock
         self._rng = rng
         # Rounds of failures since something worked, and when the last of them was noted.
@@ -51,6 +53,7 @@ class Endpoint:
         self._rounds += 1
         if slow_down:
             self.gate.narrow()
+            self.tempo.slower()
         if slow_down or self._rounds > 1:
             self._held_until = self._noted + self._drawn(self._rounds)
 
@@ -59,6 +62,7 @@ class Endpoint:
         self._rounds = 0
         self._held_until = -math.inf
         self.gate.widen()
+        self.tempo.worked()
         answers, self._answers = self._answers, trio.Event()
         answers.set()
 

@@ -176,6 +176,11 @@ class PatientStore:
             base = trial.done
             queued = self._clock()
             await self._gate.enter(claim)
+            try:
+                await self._endpoint.tempo.turn()
+            except BaseException:
+                self._gate.leave(claim)
+                raise
             self.gate_waits.add(self._clock() - queued)
             self._counts["get_requests"] += 1
             trial.sent = self._clock()

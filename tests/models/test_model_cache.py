@@ -363,3 +363,34 @@ def test_a_damaged_cache_directory_is_refused(caches: Caches, tmp_path: Path) ->
     (tmp_path / "cache" / "models").symlink_to(tmp_path / "moved")
     with pytest.raises(SetupError, match="not a directory of yours"):
         caches()
+
+
+def test_cold_starts_wait_for_their_turn(
+    caches: Caches, s3: FastS3Server, model: dict[str, bytes], tmp_path: Path
+) -> None:
+    """With room for one, nothing of a second version is asked for before the first one is here, whoever wants it."""
+    for key in keys(s3, "models"):
+        entry = s3.objects.get("models", key)
+        assert entry is not None
+        s3.objects.put("models", key.replace("/v1/", "/v2/"), entry)
+    one, two = caches(cold_starts=1), caches(cold_starts=1)
+    locks = set((tmp_path / "cache").rglob("*.lock"))
+    s3.take_log()
+    paths: list[Path] = []
+    with s3.hold(lambda request: request.kind == "GET" and request.key == "llm/tiny/v1/config.json") as gate:
+        first_one = threading.Thread(target=lambda: paths.append(one.get("tiny", "v1")))
+        first_one.start()
+        gate.wait_for(1)
+        held = set((tmp_path / "cache").rglob("*.lock")) - locks
+        second = threading.Thread(target=lambda: paths.append(two.get("tiny", "v2")))
+        second.start()
+        wait_until(lambda: set((tmp_path / "cache").rglob("*.lock")) - locks > held, "the second one is there")
+        gate.release()
+        for thread in (first_one, second):
+            thread.join(60)
+    names = [request.key.split("/")[2] for request in s3.take_log() if request.key]
+    assert names == sorted(names), "all of v1, then all of v2"
+    assert [path.name for path in paths] == ["v1", "v2"]
+    assert all(holds(path, model) for path in paths)
+    with pytest.raises(UsageError, match="at least 1"):
+        caches(cold_starts=0)
