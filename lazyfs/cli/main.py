@@ -19,6 +19,7 @@ from lazyfs.cli.completion import completion
 from lazyfs.cli.doctor import doctor
 from lazyfs.cli.du import du
 from lazyfs.cli.evict import evict
+from lazyfs.cli.export import export
 from lazyfs.cli.fsck import fsck
 from lazyfs.cli.loglevel import log_level
 from lazyfs.cli.models import ls, publish, rm
@@ -304,7 +305,7 @@ def _sources_in_words(sources: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{indent}{count} keys hidden: {reason}"
 
 
-WITHOUT_A_MOUNT = (doctor, fsck, publish, ls, rm)
+WITHOUT_A_MOUNT = (doctor, fsck, publish, ls, rm, export)
 
 for command in (verify, warm, pin, unpin, evict, du, top, log_level, upgrade, completion, mount_fd, *WITHOUT_A_MOUNT):
     cli.add_command(command)

@@ -29,7 +29,7 @@ def verify(paths: tuple[str, ...], as_json: bool) -> None:
     fetched again. Exit status 1 if a file is wrong or cannot be verified; one without a digest is named and counts as
     right.
     """
-    files = [file for path in paths for file in _files(path)]
+    files = [file for path in paths for file in files_at(path)]
     found: list[dict[str, Any]] = []
     # On stderr, and only if somebody watches: what goes to stdout is for programs.
     with click.progressbar(
@@ -48,7 +48,7 @@ def verify(paths: tuple[str, ...], as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _files(path: str) -> Iterator[tuple[str, int]]:
+def files_at(path: str) -> Iterator[tuple[str, int]]:
     """The files at or below a path, with their sizes, in the order of their names."""
     mount = mounts.holding(path)
     if mount is None or mount.fstype != mounts.FSTYPE:

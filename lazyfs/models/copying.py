@@ -24,14 +24,21 @@ _CANNOT = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOS
 def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> bool:
     """Make `target` with the bytes of `source`; whether they are shared. OSError."""
     with open(source, "rb", buffering=0) as reading, open(target, "xb", buffering=0) as writing:
-        try:
-            fcntl.ioctl(writing.fileno(), _FICLONE, reading.fileno())
+        if shared(reading.fileno(), writing.fileno()):
             return True
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
         _copy(reading.fileno(), writing.fileno())
         return False
+
+
+def shared(reading: int, writing: int) -> bool:
+    """Have the file `writing` share all bytes of the other; False where that cannot be. OSError."""
+    try:
+        fcntl.ioctl(writing, _FICLONE, reading)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return False
+    return True
 
 
 def _copy(reading: int, writing: int) -> None:

@@ -19,6 +19,7 @@ from lazyfs.filesystem.nodes import Directory, File, Node, parts
 from lazyfs.filesystem.tree import Tree
 from lazyfs.filesystem.walking import Walk
 from lazyfs.service import activity
+from lazyfs.service.exports import described, where
 from lazyfs.service.witnesses import StoredDigests
 from lazyfs.words import parse_count
 
@@ -72,6 +73,7 @@ class Commands:
             "pins": Command(self._pins, on=Directory),
             "pinned": Command(self._pinned, on=Directory),
             "evict": Command(self._evict, owners=True),
+            "export": Command(self._export, on=File),
             "du": Command(self._usage),
             activity.NAME: Command(self._activity, owners=True, on=Directory),
         }
@@ -201,6 +203,18 @@ class Commands:
                 break
             going = [one for one in going if index.present_chunks(one.object_id)]
         return {"freed": freed, "files": files, "pinned": pinned, "busy": left and len(going)}
+
+    # ---- export
+
+    async def _export(self, node: Node, arguments: Arguments) -> dict[str, Any]:
+        """With `only=file` where it is, and nothing is asked for that."""
+        assert isinstance(node, File)  # noqa: S101 - the table says so
+        if arguments.get("only") == "file":
+            return {"file": where(node.version, self._disk)}
+        self._digests.note(node)
+        return await described(
+            node.version, disk=self._disk, chunks=self._chunks, verifier=self._verifier, digests=self._digests
+        )
 
     # ---- top
 
