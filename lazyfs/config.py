@@ -82,6 +82,9 @@ class Config:
     cache_dir: str | None = _setting(
         None, parse_text, "Directory of the chunk cache; default: /var/cache/lazyfs for root, else ~/.cache/lazyfs."
     )
+    lower_cache_dir: str | None = _setting(
+        None, parse_text, "Directory that `lazyfs bake` filled, read-only: what is in it is not fetched; default: none."
+    )
     max_cache_size: int | None = _setting(
         None,
         parse_size,

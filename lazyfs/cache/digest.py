@@ -8,7 +8,7 @@ import mmap
 from collections.abc import Callable, Mapping
 
 from lazyfs.cache.disk import Disk
-from lazyfs.cache.records import Kept
+from lazyfs.cache.records import LOWER, Kept
 from lazyfs.cache.sums import joined
 from lazyfs.objects import CHUNK_SIZE, Checksums, ObjectVersion
 
@@ -53,7 +53,7 @@ def from_bytes(disk: Disk, version: ObjectVersion, told: Told, *, stop: Callable
         numbers = range(first, min(first + AT_ONCE, version.chunk_count))
         kept = [disk.kept(version.object_id, number) for number in numbers]
         found = [one for one in kept if one is not None]
-        if len(found) < len(kept) or len({one.generation for one in found}) > 1:
+        if len(found) < len(kept) or len({one.generation for one in found if one.generation < LOWER}) > 1:
             return None
         views = [buffer[i * CHUNK_SIZE : i * CHUNK_SIZE + version.chunk_length(n)] for i, n in enumerate(numbers)]
         for number, one, right in zip(numbers, found, disk.read(version, first, found, views), strict=True):

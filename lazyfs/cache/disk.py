@@ -25,6 +25,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+from lazyfs.cache import readback
 from lazyfs.cache.batches import Verified as Verified  # noqa: PLC0414 - others know it from here
 from lazyfs.cache.batches import in_runs
 from lazyfs.cache.catalogue import pins
@@ -34,10 +35,9 @@ from lazyfs.cache.ledger import Answer
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.opening import open_index
 from lazyfs.cache.records import Kept, Run, Written, disk_size
-from lazyfs.cache.sums import block_sums
 from lazyfs.cache.sweep import sweep
 from lazyfs.errors import CacheUnavailable
-from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, ObjectVersion
+from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ class Disk:
         self._scratch = Scratch()
         self._closed = False
         self._full_again = -math.inf
+        self.lower = ""
+        """Where the lower layer is that this cache is over, if it is over one."""
         self.failures = 0
         """How often the index could not be read, or the disk not cleared."""
         try:
@@ -151,10 +153,14 @@ class Disk:
         left = [one for one, size in zip(objects, freed, strict=True) if not size and self._index.present_chunks(one)]
         return sum(freed), len(left)
 
-    @property
-    def files(self) -> ObjectFiles:
-        """For who reads them past the index."""
-        return self._files
+    def lend(self, version: ObjectVersion, generation: int) -> int | None:
+        """See `ObjectFiles.lend`; of the file of this generation."""
+        return self._files.lend(version.object_id, generation, version.size)
+
+    def path(self, version: ObjectVersion) -> str:
+        """Where the version's object file is, if all of its chunks are in it; else empty."""
+        generation = self.generation(version)
+        return "" if generation is None or not version.size else str(self._files.path(version.object_id, generation))
 
     def capacity(self) -> int:
         """Bytes that chunks may take in all, if everything that is there went. Blocks."""
@@ -179,31 +185,16 @@ class Disk:
 
     def read(self, version: ObjectVersion, first: int, kept: Sequence[Kept], into: Sequence[memoryview]) -> list[bool]:
         """Read adjacent chunks from `first` on into their buffers and verify each; says which are right. Blocks."""
-        try:
-            whole = self._files.read(version.object_id, kept[0].generation, first * CHUNK_SIZE, into)
-        except OSError as error:
-            log.debug("object file: %s", error)
-            return [False] * len(kept)
-        return [
-            whole and block_sums(view) == one.sums[: _sums_length(view)] for view, one in zip(into, kept, strict=True)
-        ]
+        return readback.read(self._files, version, first, kept, into)
 
     def read_part(self, version: ObjectVersion, number: int, kept: Kept, start: int, stop: int) -> bytes | None:
         """Bytes [start, stop) of one chunk, reading and verifying only the blocks they lie in; None if wrong.
         Blocks."""
-        low = start - start % BLOCK_SIZE
-        high = min(version.chunk_length(number), -(-stop // BLOCK_SIZE) * BLOCK_SIZE)
-        view = self._scratch.view(high - low)
-        try:
-            if not self._files.read(version.object_id, kept.generation, number * CHUNK_SIZE + low, [view]):
-                return None
-        except OSError as error:
-            log.debug("object file: %s", error)
-            return None
-        at = low // BLOCK_SIZE * 8
-        if block_sums(view) != kept.sums[at : at + _sums_length(view)]:
-            return None
-        return bytes(view[start - low : stop - low])
+        return readback.read_part(self._files, self._scratch, version, number, kept, start, stop)
+
+    def below(self, version: ObjectVersion) -> int:
+        """Bytes of the version, to a chunk, that are in a lower layer and take no room here."""
+        return 0
 
     def keep(self, chunks: Sequence[Verified]) -> int:
         """Write the chunks and count them as present, making room first; how many were kept. Blocks."""
@@ -351,7 +342,3 @@ class Disk:
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + QUIET
             log.error("%s", error)
-
-
-def _sums_length(view: memoryview) -> int:
-    return -(-len(view) // BLOCK_SIZE) * 8

@@ -175,26 +175,33 @@ class Flights:
             self._end(flight)
 
     async def _from_disk(self, flight: Flight, kept: Sequence[Kept | None]) -> None:
-        """Land the leading chunks that are on disk and verify."""
-        found: list[Kept] = []
-        for one in kept:
-            if one is None or (found and one.generation != found[0].generation):
-                break
-            found.append(one)
-        if not found:
-            return
-        views = flight.views[: len(found)]
-        right = await self._workers.read(self._disk.read, flight.version, flight.first, found, views)
-        for offset, (good, one) in enumerate(zip(right, found, strict=True)):
+        """Land the leading chunks that are on disk and verify; those of each object file in one read."""
+        first = 0
+        while first < len(kept) and (head := kept[first]) is not None:
+            found: list[Kept] = []
+            for one in kept[first:]:
+                if one is None or one.generation != head.generation:
+                    break
+                found.append(one)
+            if not await self._read(flight, first, found):
+                return
+            first += len(found)
+
+    async def _read(self, flight: Flight, place: int, kept: Sequence[Kept]) -> bool:
+        """Land these chunks of one object file; False if one is wrong, and then none after it."""
+        views = flight.views[place : place + len(kept)]
+        right = await self._workers.read(self._disk.read, flight.version, flight.first + place, kept, views)
+        for offset, (good, one) in enumerate(zip(right, kept, strict=True), place):
             number = flight.first + offset
             if not good:
                 await self.found_wrong(flight.version, number, one)
-                break
+                return False
             flight.sums.append(one.sums)
             self.disk_hits += 1
             self.disk_bytes += len(flight.views[offset])
             self._writer.touch(flight.version, number)
             self._land(flight, fresh=False)
+        return True
 
     async def _from_store(self, flight: Flight) -> None:
         """Land the rest from the store, each chunk as soon as its last byte is here."""

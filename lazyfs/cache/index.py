@@ -63,12 +63,14 @@ MAP_SIZE = 64 * 1024**3
 class Index:
     """An open index. Raises `CacheUnavailable` for every failure of LMDB, and for a foreign or damaged file at open."""
 
-    def __init__(self, path: Path, *, to_read: bool = False) -> None:
-        """`to_read`: nothing is made or written, and whatever would write fails."""
+    def __init__(self, path: Path, *, to_read: bool = False, alone: bool = False) -> None:
+        """`to_read`: nothing is made or written, and whatever would write fails. `alone`: nobody writes while it is
+        open, so that it needs no lock, and may be where none can be."""
         if not to_read:
             path.mkdir(mode=0o700, exist_ok=True)
         self._path = path
         self._to_read = to_read
+        self._alone = alone
         self._file = path / "data.mdb"
         self._given_up = False
         # Held by every read, so that none is inside an environment while a write closes it to open it again.
@@ -87,6 +89,7 @@ class Index:
             metasync=False,
             mode=0o600,
             readonly=to_read,
+            lock=not self._alone,
             create=False,  # of the directory, which is there
         )
         try:
@@ -95,8 +98,8 @@ class Index:
             self._meta, self._objects, self._segments = (tables[name] for name in ("meta", "objects", "segments"))
             self._listings, self._verdicts = tables.pop("listings"), tables.pop("verdicts")
             self._tables = Tables(**tables)
-            if not to_read:
-                self._check_format()
+            if not to_read or self._alone:
+                self._check_format(to_read)
         except BaseException:
             self._env.close()
             raise
@@ -110,13 +113,14 @@ class Index:
                 raise
             return None
 
-    def _check_format(self) -> None:
-        with self._env.begin(write=True) as txn:
+    def _check_format(self, to_read: bool) -> None:
+        with self._env.begin(write=not to_read) as txn:
             found = txn.get(b"format", db=self._meta)
-            if found is None:
+            if found is None and not to_read:
                 txn.put(b"format", FORMAT, db=self._meta)
             elif found != FORMAT:
-                raise CacheUnavailable(f"the index has format {bytes(found[:40])!r}, this lazyfs writes {FORMAT!r}")
+                said = bytes((found or b"")[:40])
+                raise CacheUnavailable(f"the index has format {said!r}, this lazyfs writes {FORMAT!r}")
 
     def close(self) -> None:
         """Flush to disk and close; only a clean close is safe against a power failure."""

@@ -31,7 +31,7 @@ class Lending:
         generation = self._disk.generation(version)
         if generation is None or not version.size or not self._verifier.settled(version):
             return None
-        descriptor = self._disk.files.lend(version.object_id, generation, version.size)
+        descriptor = self._disk.lend(version, generation)
         if descriptor is not None and self._disk.generation(version) != generation:
             os.close(descriptor)
             return None

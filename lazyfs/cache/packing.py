@@ -66,6 +66,18 @@ def unpack(packed: bytes | None) -> Listing | None:
     return Listing(prefix, infos, tuple(f"{prefix}{name}/" for name in below), listed_at)
 
 
+def time_of(packed: bytes) -> float:
+    """When a listing, or a total, is of; minus infinity for what is neither. Its checksum is not looked at."""
+    body = packed[_HEAD.size :]
+    try:
+        if packed[:2] in (_PACKED, _VERSIONS[_PACKED]):
+            body = zlib.decompressobj().decompress(body, _FIXED.size)
+        (found,) = _FIXED.unpack_from(body)
+    except (zlib.error, struct.error):
+        return -math.inf
+    return float(found) if math.isfinite(found) else -math.inf
+
+
 def pack_total(size: int, counted_at: float) -> bytes:
     """How many bytes all objects have, and when that was so."""
     return _framed(_TOTAL.pack(counted_at, size))

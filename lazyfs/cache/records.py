@@ -18,6 +18,12 @@ CHUNK_SUMS = BLOCKS_PER_CHUNK * 8
 WHOLE_FILE = 0xFFFFFFFF
 RUN_SIZE = 16 + 3 * 4
 
+LOWER = 1 << 32
+"""Added to the generation of an object file in a lower layer; in the index a generation has 32 bits."""
+
+MIXED = 2 * LOWER
+"""Added to the generation of a file of which this directory and a lower layer have all chunks together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:

@@ -188,7 +188,7 @@ class Warmer:
             touched |= self._segments(version)
         async with aclosing(self._versions(job, source)) as versions:
             async for version, present in versions:
-                needed += disk_size(version.size)
+                needed += disk_size(version.size - self._disk.below(version))
                 growth += RECORD_SIZE * (-(-(version.chunk_count - present) // SEGMENT_CHUNKS))
                 if version.object_id in held or pins.cover(version.place, version.key):
                     mine += min(version.size, present * CHUNK_SIZE)

@@ -15,6 +15,7 @@ import click
 
 from lazyfs import __version__
 from lazyfs.cli import background
+from lazyfs.cli.bake import bake
 from lazyfs.cli.completion import completion
 from lazyfs.cli.doctor import doctor
 from lazyfs.cli.du import du
@@ -142,7 +143,7 @@ def mount(
 def _start(
     config: Config, settings: list[Setting], words: list[SourceWords], mountpoint: str, descriptor: int | None
 ) -> None:
-    paths = {"cache_dir", "log_file", "access_log", *PATHS}
+    paths = {"cache_dir", "lower_cache_dir", "log_file", "access_log", *PATHS}
     settings = [
         Setting(s.name, os.path.abspath(s.words), "flag") if s.name in paths and s.words not in (None, "-") else s
         for s in settings
@@ -305,7 +306,7 @@ def _sources_in_words(sources: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{indent}{count} keys hidden: {reason}"
 
 
-WITHOUT_A_MOUNT = (doctor, fsck, publish, ls, rm, export)
+WITHOUT_A_MOUNT = (doctor, fsck, publish, ls, rm, export, bake)
 
 for command in (verify, warm, pin, unpin, evict, du, top, log_level, upgrade, completion, mount_fd, *WITHOUT_A_MOUNT):
     cli.add_command(command)

@@ -19,7 +19,7 @@ from lazyfs.filesystem.nodes import Directory, File, Node, parts
 from lazyfs.filesystem.tree import Tree
 from lazyfs.filesystem.walking import Walk
 from lazyfs.service import activity
-from lazyfs.service.exports import described, where
+from lazyfs.service.exports import described
 from lazyfs.service.witnesses import StoredDigests
 from lazyfs.words import parse_count
 
@@ -210,7 +210,7 @@ class Commands:
         """With `only=file` where it is, and nothing is asked for that."""
         assert isinstance(node, File)  # noqa: S101 - the table says so
         if arguments.get("only") == "file":
-            return {"file": where(node.version, self._disk)}
+            return {"file": self._disk.path(node.version)}
         self._digests.note(node)
         return await described(
             node.version, disk=self._disk, chunks=self._chunks, verifier=self._verifier, digests=self._digests

@@ -40,11 +40,5 @@ async def described(
         "sha256": known.sha256,
         "crc64nvme": "" if crc is None else f"{crc:016x}",
         "digest": digest,
-        "file": where(version, disk),
+        "file": disk.path(version),
     }
-
-
-def where(version: ObjectVersion, disk: Disk) -> str:
-    """The object file, if all of it is on disk; else empty."""
-    generation = disk.generation(version)
-    return "" if generation is None or not version.size else str(disk.files.path(version.object_id, generation))

@@ -12,15 +12,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import trio
 
 from lazyfs import __version__, errors
 from lazyfs.cache.chunks import ChunkCache
-from lazyfs.cache.directory import CacheDirectory
-from lazyfs.cache.disk import Disk
 from lazyfs.cache.lending import Lending
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.verifier import Verifier
@@ -40,9 +37,9 @@ from lazyfs.objects import GIB, ObjectVersion
 from lazyfs.reading.streams import Budget
 from lazyfs.service import activity, handed, levels, machine, mounts
 from lazyfs.service.commands import Commands
+from lazyfs.service.disks import disk_of
 from lazyfs.service.loads import Loads
 from lazyfs.service.logs import log_level
-from lazyfs.service.machine import default_cache_dir
 from lazyfs.service.origins import Origins, stores_of
 from lazyfs.service.succession import Predecessor, Successor
 from lazyfs.service.watchdog import GRACE
@@ -91,9 +88,7 @@ class RunningMount:
         self.activity = activity.Activity()
         logging.getLogger("lazyfs").addHandler(self.activity.words)
         self.store = stores_of(sources, watched=self.activity.watched, traffic=self.traffic)
-        named = Path(config.cache_dir).absolute() if config.cache_dir else None
-        directory = CacheDirectory(named or default_cache_dir(), create=named is None)
-        self.disk = Disk(directory, max_size=config.max_cache_size, min_free=config.min_free_space)
+        self.disk = disk_of(config)
         self.memory = Memory(int(budget * (1 - COPIES_SHARE)))
         self.chunks = ChunkCache(
             store=self.store,
@@ -272,7 +267,7 @@ class RunningMount:
                 "verified": asdict(self.verifier.statistics()),
                 "store": asdict(self.store.statistics()),
                 "memory": {**asdict(self.memory.statistics()), "budget": self.budget},
-                "disk": {"used": self.disk.used(), "evicted_bytes": self.disk.evicted_bytes},
+                "disk": {"used": self.disk.used(), "evicted_bytes": self.disk.evicted_bytes, "lower": self.disk.lower},
                 "kernel": asdict(self._kernel),
                 "passthrough": asdict(self.passthrough.statistics()) if self.passthrough else None,
                 "hidden": {reason.value: count for reason, count in self.tree.hidden().items()},

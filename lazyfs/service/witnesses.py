@@ -38,7 +38,7 @@ class StoredDigests:
     def witness(self, version: ObjectVersion) -> str:
         """See `Witnesses.witness`."""
         file = self._files.get(version.object_id)
-        if file is None or _is_digests(version):
+        if file is None or is_digests(version):
             return "s3"
         found = _manifest_above(file) or beside(file)
         return "s3" if found is None else _named(found)
@@ -46,7 +46,7 @@ class StoredDigests:
     async def expected(self, version: ObjectVersion) -> Expected:
         """See `Witnesses.expected`: what a manifest says of this very version; else one HEAD, and what is beside it.
         Both are read through the cache."""
-        if _is_digests(version):
+        if is_digests(version):
             return Expected(Checksums(), quiet=True)
         file, witness = self._files.get(version.object_id), self.witness(version)
         manifest = None if file is None else _manifest_above(file)
@@ -72,7 +72,7 @@ def _named(file: File) -> str:
     return f"{file.version.key} {file.version.etag}"
 
 
-def _is_digests(version: ObjectVersion) -> bool:
+def is_digests(version: ObjectVersion) -> bool:
     """Whether it holds digests of others, and nobody expects one of it."""
     name = version.key.rpartition("/")[2]
     return is_sidecar(name) or name == MANIFEST
