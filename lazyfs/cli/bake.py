@@ -39,9 +39,8 @@ def bake(ctx: click.Context, /, source: str, paths: tuple[str, ...], as_json: bo
         raise UsageError("bake fills a directory that you name; say --cache-dir DIR")
     one = SourceConfig(name="", source=source_of(source, config), config=config)
     # Here: trio, boto3 and lmdb take 0.3 s, which no other command should wait for.
-    import trio  # noqa: PLC0415
-
     from lazyfs.service import baking  # noqa: PLC0415
+    from lazyfs.service.running import to_the_end  # noqa: PLC0415
 
     logging.basicConfig(level=logging.ERROR, format="lazyfs: %(message)s")
     place = Path(config.cache_dir).absolute()
@@ -57,7 +56,7 @@ def bake(ctx: click.Context, /, source: str, paths: tuple[str, ...], as_json: bo
                 shown = max(shown, job.bytes_here)
 
         try:
-            baked = trio.run(baking.bake, place, config, one, paths, progress)
+            baked = to_the_end(lambda: baking.bake(place, config, one, paths, progress))
         except KeyboardInterrupt:
             raise SetupError("interrupted; run it again, and it goes on where it was") from None
     if config.allow_other:

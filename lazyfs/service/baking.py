@@ -19,7 +19,7 @@ from lazyfs.cache.verdicts import NONE
 from lazyfs.cache.verifier import Verifier
 from lazyfs.cache.warming import Wanted, Warmer, Warming
 from lazyfs.config import Config, SourceConfig
-from lazyfs.errors import NoSuchName, NotADirectory, SetupError, UsageError
+from lazyfs.errors import LazyfsError, NoSuchName, NotADirectory, SetupError, UsageError
 from lazyfs.filesystem.nodes import File, Node
 from lazyfs.filesystem.tree import ROOT, Tree
 from lazyfs.filesystem.walking import Walk
@@ -47,8 +47,8 @@ class Baked:
 
 async def bake(place: Path, config: Config, source: SourceConfig, paths: Sequence[str], told: Told) -> Baked:
     """Fill the directory `place` with the files at and below these paths of the source, all of it
-    without one. `UsageError` for a path that is not there, `SetupError` if not all of it came or some of it is wrong;
-    what came stays, so that it goes on when it is called again."""
+    without one. `UsageError` for a path that is not there, `SetupError` if not all of it came or some of it is wrong,
+    `StoreError` if it cannot be listed; what came stays, so that it goes on when it is called again."""
     os.umask(0o077)
     disk = Disk(
         CacheDirectory(place, create=True),
@@ -56,13 +56,13 @@ async def bake(place: Path, config: Config, source: SourceConfig, paths: Sequenc
         min_free=config.min_free_space,
     )
     found: list[Baked] = []
-    failure: Exception | None = None
+    failure: LazyfsError | None = None
     try:
         async with trio.open_nursery() as nursery:
             baking = _Baking(config, source, disk, nursery)
             try:
                 found.append(await baking.run(paths, told))
-            except (SetupError, UsageError) as error:
+            except LazyfsError as error:
                 failure = error
             await baking.end()
             nursery.cancel_scope.cancel()

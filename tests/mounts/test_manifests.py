@@ -60,8 +60,8 @@ def tree(path: Path) -> dict[str, bytes | None]:
 
 
 def requests(s3: FastS3Server) -> list[tuple[str, str]]:
-    """Kind and key of each since the last time."""
-    return [(request.kind, request.key) for request in s3.take_log()]
+    """Kind and key of each since the last time; of a listing its prefix."""
+    return [(request.kind, request.key or request.query.get("prefix", "")) for request in s3.take_log()]
 
 
 def verified(mount: Mount, name: str) -> str:
@@ -105,6 +105,7 @@ def test_below_a_version_nothing_is_listed(s3: FastS3Server, mounter: Mounter, p
     assert (mount.path / "llm/tiny/v1/a/b/two.txt").read_bytes() == b"two"
     assert (mount.path / "llm/plain/x/y").read_bytes() == b"plain"
     listed = {key for kind, key in requests(s3) if kind == "LIST"}
+    assert "llm/plain/x/" in listed
     assert not [key for key in listed if key.startswith("llm/tiny/v1/a")], listed
     assert tree(mount.path / "llm/tiny/v1") == FILES | dict.fromkeys(FOLDERS)
 
