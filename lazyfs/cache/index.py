@@ -64,13 +64,11 @@ class Index:
     """An open index. Raises `CacheUnavailable` for every failure of LMDB, and for a foreign or damaged file at open."""
 
     def __init__(self, path: Path, *, to_read: bool = False, alone: bool = False) -> None:
-        """`to_read`: nothing is made or written, and whatever would write fails. `alone`: nobody writes while it is
-        open, so that it needs no lock, and may be where none can be."""
+        """`to_read`: nothing is made, and whatever would write fails; `alone`: nobody else writes: no lock is taken."""
         if not to_read:
             path.mkdir(mode=0o700, exist_ok=True)
         self._path = path
-        self._to_read = to_read
-        self._alone = alone
+        self._to_read, self._alone = to_read, alone
         self._file = path / "data.mdb"
         self._given_up = False
         # Held by every read, so that none is inside an environment while a write closes it to open it again.
@@ -119,8 +117,7 @@ class Index:
             if found is None and not to_read:
                 txn.put(b"format", FORMAT, db=self._meta)
             elif found != FORMAT:
-                said = bytes((found or b"")[:40])
-                raise CacheUnavailable(f"the index has format {said!r}, this lazyfs writes {FORMAT!r}")
+                raise CacheUnavailable(f"the index has format {(found or b'')[:40]!r}, this lazyfs writes {FORMAT!r}")
 
     def close(self) -> None:
         """Flush to disk and close; only a clean close is safe against a power failure."""
