@@ -16,6 +16,7 @@ from pathlib import Path
 from lazyfs.errors import UsageError
 from lazyfs.words import parse_size
 from scripts.benchmarks.beside import Beside, WarmTouches
+from scripts.benchmarks.compared import Compared
 from scripts.benchmarks.listings import Deep, Flat
 from scripts.benchmarks.models import Load, LoadTls, WarmLoad
 from scripts.benchmarks.passing import Passing
@@ -51,6 +52,7 @@ ROWS: list[type[Row]] = [
     Passing,
     Floor,
     Beside,
+    Compared,
     Resident,
 ]
 """In the order in which they run and are printed; those that are `last` after all others."""
