@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lazyfs.models.library import LibraryStatistics, Model
-    from lazyfs.models.origins import DirectoryOrigin, HubOrigin, Origin
+    from lazyfs.models.origins import DirectoryOrigin, HubOrigin, MLflowOrigin, Origin
     from lazyfs.service.modelcache import ModelCache
 
 __version__ = "0.1.0"
 
-__all__ = ["DirectoryOrigin", "HubOrigin", "LibraryStatistics", "Model", "ModelCache", "Origin", "__version__"]
+__all__ = [
+    "DirectoryOrigin",
+    "HubOrigin",
+    "LibraryStatistics",
+    "MLflowOrigin",
+    "Model",
+    "ModelCache",
+    "Origin",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,7 +36,7 @@ def __getattr__(name: str) -> Any:
         from lazyfs.models import library  # noqa: PLC0415
 
         return getattr(library, name)
-    if name in ("DirectoryOrigin", "HubOrigin", "Origin"):
+    if name in ("DirectoryOrigin", "HubOrigin", "MLflowOrigin", "Origin"):
         from lazyfs.models import origins  # noqa: PLC0415
 
         return getattr(origins, name)

@@ -1,9 +1,11 @@
-"""Where a version comes from when neither this disk nor the bucket has it: a directory, a hub, or what the user writes.
+"""Where a version comes from when neither this disk nor the bucket has it: a directory, a hub, a registry of models, or
+what the user writes.
 
 An origin need not be quick or patient: what it brings once is kept here and in the bucket. Must not know either.
 """
 
 import importlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,3 +73,46 @@ class HubOrigin:
             raise StoreError(f"the hub did not give {model} at {version}: {type(error).__name__}: {error}") from error
         shutil.rmtree(into / "hub" / ".cache", ignore_errors=True)  # the library's own books
         return into / "hub"
+
+
+class MLflowOrigin:
+    """MLflow's registry of models, by its own library (`pip install mlflow-skinny`, or mlflow): the model is a
+    registered model, the version its number. Registry and credentials are found as that library finds them
+    (MLFLOW_TRACKING_URI, `mlflow.set_tracking_uri`): it takes addresses for one download, and looks `models:/` up
+    elsewhere all the same."""
+
+    def fetch(self, model: str, version: str, into: Path) -> Path | None:
+        """See `Origin.fetch`. Aliases and stages are refused: they move, and what is brought stays."""
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+            raise UsageError(
+                f"{version!r} is no version of {model} in MLflow's registry, where they are numbers; give the number, "
+                "for an alias or a stage stands for another one tomorrow"
+            )
+        try:
+            mlflow: Any = importlib.import_module("mlflow")
+            artifacts: Any = importlib.import_module("mlflow.artifacts")
+        except ImportError:
+            raise UsageError(
+                "the origin is MLflow's registry, and its library is not here: pip install mlflow-skinny"
+            ) from None
+        try:
+            mlflow.MlflowClient().get_model_version(model, version)
+        except mlflow.exceptions.MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise StoreError(f"MLflow's registry did not answer for {model}/{version}: {_line(error)}") from error
+        target = into / "mlflow"
+        target.mkdir()
+        try:
+            found = artifacts.download_artifacts(artifact_uri=f"models:/{model}/{version}", dst_path=str(target))
+        except (mlflow.exceptions.MlflowException, OSError, ValueError) as error:
+            raise StoreError(f"MLflow did not give {model}/{version}: {_line(error)}") from error
+        # Of artifacts that are gone it makes an empty directory.
+        if not any(one.is_file() for one in (Path(found), *Path(found).rglob("*"))):
+            raise StoreError(f"MLflow's registry has {model}/{version}, and its artifacts are gone or empty")
+        return Path(found)
+
+
+def _line(error: Exception) -> str:
+    """What somebody else's failure says, in one line of bounded length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

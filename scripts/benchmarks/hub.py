@@ -4,6 +4,7 @@ Its job: one repository, listed, whose files are where the hub's are: behind a r
 the S3 server that is measured. Knows nothing of Xet, the hub's own way of moving large files, which needs its servers.
 """
 
+import hashlib
 import json
 import threading
 from collections.abc import Mapping
@@ -74,6 +75,11 @@ class Hub:
             return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
         if path.startswith(resolve) and name in self.files:
             size, where = self.files[name]
-            headers = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{name}"', "X-Linked-Size": str(size)}
+            headers = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{_digest(name)}"', "X-Linked-Size": str(size)}
             return 302, {**headers, "Location": where}, b""
-        return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        return 404, {"X-Error-Code": "RepoNotFound" if path.startswith("/api/models/") else "EntryNotFound"}, b""
+
+
+def _digest(text: str) -> str:
+    """The library names files by ETags, so that one is a name."""
+    return hashlib.sha256(text.encode()).hexdigest()
