@@ -4,14 +4,17 @@ importer of pyfuse3.
 Its job: begin and end what the kernel sees; what is answered is `fuse.Operations`'s. Loop thread only.
 
 Handing over: a session can stop reading requests while those that it has read are still answered, over the same
-descriptor as before; meanwhile another process reads the next ones from a copy of it. If that process cannot, a new
-session in this one goes on (`resume`). The old one stays as it is in memory, for requests under way refer to it.
+descriptor as before; meanwhile another process reads the next ones from a copy of it, or this one goes on.
+`pyfuse3.terminate` is no way to stop for that: libfuse drops what it reads after it (fuse_lowlevel.c,
+fuse_session_receive_buf: `if (fuse_session_exited(se)) return 0`), and who asked would wait for ever. So pyfuse3's
+tasks are told instead, when they want to wait for the next request, that there will be none; each ends then.
 """
 
 import contextlib
 import os
 import select
 from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pyfuse3
@@ -43,15 +46,14 @@ class Session:
         unmount: Callable[[], None] | None = None,
     ) -> None:
         """Mount at `mountpoint`, or serve the mount behind /dev/fd/N: a new one, or one that another process served
-        with this agreement (`taken`). `unmount`: how a mount is taken away at the end that this libfuse did not make,
-        or no longer knows; None for one that is not ours."""
+        with this agreement (`taken`). `unmount`: how a mount is taken away at the end that this libfuse did not make;
+        None for one that is not ours."""
         self._operations = operations
         self._options = options
         self._unmount = unmount
         self._own = taken is not None
         self._nursery: trio.Nursery | None = None
         self._paused: trio.Event | None = None
-        self._former: list[int] = []
         self.agreement = taken
         self._begin(mountpoint)
         if taken is None:
@@ -80,6 +82,9 @@ class Session:
 
     async def _serve(self) -> None:
         await self._agree()
+        await self._answer()
+
+    async def _answer(self) -> None:
         await _main()
         if self._paused is not None:
             await self._paused.wait()
@@ -123,9 +128,11 @@ class Session:
         pyfuse3.terminate()
 
     def pause(self) -> None:
-        """Read no more requests; those that were read are answered. `run` goes on until `resume` or `give_up`."""
+        """Read no more requests, but for one that is about to be read, in the loop's next turn; those that were read
+        are answered. `run` goes on until `resume` or `give_up`."""
         self._paused = trio.Event()
-        pyfuse3.terminate()
+        _pyfuse3.trio = _NO_MORE  # as pyfuse3.asyncio puts its own there
+        trio.lowlevel.notify_closing(self.descriptor)
 
     def give_up(self) -> None:
         """After `pause`: `run` returns when all is answered."""
@@ -133,18 +140,12 @@ class Session:
             self._paused.set()
 
     def resume(self) -> None:
-        """After `pause`: read requests again, in a new session."""
-        if self._nursery is None or self.agreement is None or self._paused is None:
+        """After `pause`: read requests again."""
+        if self._nursery is None or self._paused is None:
             raise RuntimeError("a session that was not paused cannot go on")
         paused, self._paused = self._paused, None
-        # The number that the session had stays for the answers of what it has read.
-        self._former.append(self.descriptor)
-        self.descriptor, self._own = os.dup(self.descriptor), True
-        pyfuse3.init(self._operations, f"/dev/fd/{self.descriptor}", self._options)
-        request = self.agreement.request
-        replayed = request[:AT_UNIQUE] + UNIQUE.pack(NOBODYS) + request[AT_UNIQUE + 8 :]
-        self._introduction = Introduction(self.descriptor, replayed)
-        self._nursery.start_soon(self._serve)
+        _pyfuse3.trio = trio
+        self._nursery.start_soon(self._answer)
         paused.set()
 
     def close(self) -> None:
@@ -152,12 +153,24 @@ class Session:
         if self._own and self._unmount is not None:
             self._unmount()
         pyfuse3.close(unmount=True)
-        for number in self._former:
-            os.close(number)
 
     def leave(self) -> None:
         """End the session in this process only: another one serves the mount."""
         pyfuse3.close(unmount=False)
+
+
+async def _no_more(_: object) -> None:
+    raise trio.ClosedResourceError
+
+
+def _copied(module: ModuleType, **changed: object) -> SimpleNamespace:
+    return SimpleNamespace(**{name: getattr(module, name) for name in dir(module)} | changed)
+
+
+_pyfuse3: Any = pyfuse3
+
+_NO_MORE = _copied(trio, lowlevel=_copied(trio.lowlevel, wait_readable=_no_more))
+"""trio as pyfuse3's tasks see it while no more requests are to be read."""
 
 
 async def _main() -> None:

@@ -96,7 +96,8 @@ async def _live(
             ours = True
             await successor.serving()
             watching = _watching_again(config, mount)
-        await _unless(stop, nursery, mount.prove)
+        else:
+            await _unless(stop, nursery, mount.prove)
         # In a thread: it runs programs that may look at every mount, this one included.
         await trio.to_thread.run_sync(mount.tune)
         _watched(watching, True)

@@ -17,7 +17,7 @@ from tests.servers.records import Request
 HOUR = "--metadata-ttl=1h"
 FIND = ["find", ".", "-type", "f", "-size", "-9c"]
 
-WALKS = [FIND, ["ls", "-lR"], ["ls", "-R"]]
+WALKS = [FIND, ["ls", "-lR", "--time-style=+"], ["ls", "-R"]]
 
 
 def flat(count: int) -> list[str]:

@@ -50,7 +50,9 @@ MUTANTS = {
     ),
     # Patience.
     "a failed read keeps its place": Edit(
-        FETCH, "self._gate.leave(claim)", "progress.done < progress.size or self._gate.leave(claim)"
+        FETCH,
+        "self._gate.leave(claim)\n                del",
+        "progress.done < progress.size or self._gate.leave(claim)\n                del",
     ),
     "a place that is free is not passed on": Edit(
         GATE, "del self._lanes[claim.lane]\n        self._wake()", "del self._lanes[claim.lane]\n"
