@@ -128,6 +128,11 @@ class Config:
         parse_flag,
         "Let the kernel (Linux 6.9, CAP_SYS_ADMIN) read cached files whose digest held by itself; trusts the disk.",
     )
+    archives: bool = _of_source(
+        "false",
+        parse_flag,
+        "Show what is in FILE.tar, .tar.gz and .tgz as a directory FILE.tar.d beside it.",
+    )
     retry_budget: float = _of_source(
         "5m",
         parse_duration,

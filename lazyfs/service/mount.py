@@ -17,6 +17,7 @@ from typing import Any
 import trio
 
 from lazyfs import __version__, errors
+from lazyfs.archives.unpacking import Unpacking
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.lending import Lending
 from lazyfs.cache.memory import Memory
@@ -36,6 +37,7 @@ from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import GIB, ObjectVersion
 from lazyfs.reading.streams import Budget
 from lazyfs.service import activity, handed, levels, machine, mounts
+from lazyfs.service.archives import library_of
 from lazyfs.service.commands import Commands
 from lazyfs.service.disks import disk_of
 from lazyfs.service.loads import Loads
@@ -90,8 +92,9 @@ class RunningMount:
         self.store = stores_of(sources, watched=self.activity.watched, traffic=self.traffic)
         self.disk = disk_of(config)
         self.memory = Memory(int(budget * (1 - COPIES_SHARE)))
+        unpacking = Unpacking(self.store)
         self.chunks = ChunkCache(
-            store=self.store,
+            store=unpacking,
             disk=self.disk,
             memory=self.memory,
             nursery=nursery,
@@ -99,10 +102,15 @@ class RunningMount:
             ways=max(one.config.max_connections for one in sources),
             origins=[one.name for one in sources],
         )
-        self.origins = Origins(sources, stores=self.store, disk=self.disk, chunks=self.chunks, nursery=nursery)
+        library = None
+        if any(one.config.archives for one in sources):
+            library = library_of(unpacking, self.store, self.disk, self.memory, self.chunks)
+        self.origins = Origins(
+            sources, stores=self.store, disk=self.disk, chunks=self.chunks, nursery=nursery, library=library
+        )
         self.tree = Tree(self.origins.branch)
         self.origins.follow(self.tree)
-        self.digests = StoredDigests(self.store, self.chunks, self.origins.manifests)
+        self.digests = StoredDigests(unpacking, self.chunks, self.origins.manifests)
         self.verifier = Verifier(
             chunks=self.chunks,
             disk=self.disk,

@@ -14,6 +14,8 @@ from typing import Any
 import trio
 
 from lazyfs import errors
+from lazyfs.archives.directories import Directories
+from lazyfs.archives.library import Library
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.listings import Listings
@@ -87,6 +89,7 @@ class Origin:
         chunks: ChunkCache,
         manifests: Manifests,
         nursery: trio.Nursery,
+        library: Library | None,
     ) -> None:
         self._has = has
         self._store = stores[has.name]
@@ -110,10 +113,14 @@ class Origin:
             # Of another time only a listing knows what was under a key.
             stat=None if has.source.moment else partial(self._store.stat, budget=CHECK_PATIENCE),
         )
+        listed = self._trees.list
+        if library is not None and has.config.archives:
+            place, root = has.source.place, has.source.prefix
+            listed = Directories(listed, library, place=place, root=root, origin=has.name).list
         self.branch = Branch(
             place=has.source.place,
             prefix=has.source.prefix,
-            list_prefix=self._trees.list,
+            list_prefix=listed,
             age=self.listings.age,
             ttl=ttl,
             name=has.name,
@@ -188,12 +195,21 @@ class Origins:
         disk: Disk,
         chunks: ChunkCache,
         nursery: trio.Nursery,
+        library: Library | None = None,
     ) -> None:
         self._stores = stores
         self.manifests = Manifests(partial(_whole, chunks))
         """Those of all sources."""
         self._all = [
-            Origin(one, stores=stores, disk=disk, chunks=chunks, manifests=self.manifests, nursery=nursery)
+            Origin(
+                one,
+                stores=stores,
+                disk=disk,
+                chunks=chunks,
+                manifests=self.manifests,
+                nursery=nursery,
+                library=library,
+            )
             for one in sources
         ]
         alone = len(sources) == 1 and not sources[0].name

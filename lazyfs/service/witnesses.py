@@ -5,7 +5,9 @@ Must not know what becomes of the answers. Loop thread only.
 """
 
 from collections import OrderedDict
+from typing import Protocol
 
+from lazyfs.archives.names import is_ours
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.verdicts import Expected
 from lazyfs.filesystem.nodes import Directory, File
@@ -13,16 +15,23 @@ from lazyfs.filesystem.sidecars import beside, is_sidecar, sha256_in
 from lazyfs.models.names import MANIFEST
 from lazyfs.models.trees import Manifests
 from lazyfs.objects import Checksums, ObjectVersion
-from lazyfs.stores.several import Stores
 
 MOST_FILES = 4096
 """Opened files that are remembered, so that the names beside them can be looked up when all of one is here."""
 
 
+class Checks(Protocol):
+    """Who has checksums of stored objects."""
+
+    async def checksums(self, version: ObjectVersion) -> Checksums:
+        """See `stores.base.Store.checksums`."""
+        ...
+
+
 class StoredDigests:
     """The witnesses of one mount; see `cache.verifier.Witnesses`."""
 
-    def __init__(self, store: Stores, chunks: ChunkCache, manifests: Manifests) -> None:
+    def __init__(self, store: Checks, chunks: ChunkCache, manifests: Manifests) -> None:
         self._store = store
         self._chunks = chunks
         self._manifests = manifests
@@ -58,7 +67,7 @@ class StoredDigests:
         sidecar = None if file is None else beside(file)
         stored = await self._store.checksums(version)
         if file is None or sidecar is None:
-            return Expected(stored, witness, "s3")
+            return Expected(stored, witness, "s3", quiet=is_ours(version))
         text = bytes(await self._chunks.read(sidecar.version, 0, sidecar.version.size))
         # What was published with the object goes before what S3 computed of what was uploaded.
         sha256 = sha256_in(text, file.name)

@@ -1,0 +1,213 @@
+"""The archives of a mount: what is in each, found once and kept, and the bytes of members.
+
+Its job: decide by its first bytes what an object is, list it once, keep that in the chunk cache as an object of its own
+(so that bound, checksums, eviction and other daemons count for it), and unpack what is asked for. Must not know names
+of directories, S3, or the kernel.
+
+What it costs. Plain tar: the headers, a chunk each, where members are large. gzip: all of the object once, unpacked at
+some 170 MiB/s of a core and not kept but for the index; whoever looks into the directory waits for that, and nobody
+else does. What passes by then is kept as chunks of the archive, so that members are unpacked from the disk later.
+
+Concurrency: loop thread only; parsing and unpacking are in threads, one for each archive at a time. Members are read
+inside flights, which hold memory for chunks: so nothing on that way waits for such memory, nor for `contents`, which
+does, and has locks and threads of its own.
+"""
+
+import hashlib
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import trio
+
+from lazyfs.archives import gz
+from lazyfs.archives.contents import Contents, pack, unpack
+from lazyfs.archives.members import Damaged, looks_like_tar, members
+from lazyfs.archives.names import index_version
+from lazyfs.archives.stored import StoredFile
+from lazyfs.errors import Corrupt
+from lazyfs.objects import MIB, ObjectVersion
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 4
+"""Archives whose members are in memory: 30 MiB each at most."""
+OPEN = 2
+"""Archives that are unpacked without reading their index again: 16 MiB each, or 128 at most."""
+AT_ONCE = 2
+"""Threads that list, and as many that unpack."""
+LONGEST_INDEX = gz.LONGEST_INDEX + 32 * MIB
+
+HEADER_PIECE = MIB
+"""Bytes read at once where headers may be far apart."""
+
+Fetch = Callable[[ObjectVersion, int, int], Awaitable[bytes | bytearray]]
+"""Bytes [start, stop) of a version; raises `StoreError`."""
+
+
+class Keeps(Protocol):
+    """Where what was found of an archive is kept."""
+
+    def note(self, key: bytes) -> bytes | None: ...
+    async def put_note(self, key: bytes, note: bytes) -> None: ...
+    async def kept(self, version: ObjectVersion) -> bytes | bytearray | None: ...
+    async def keep(self, version: ObjectVersion, data: bytes) -> None: ...
+
+
+class Library:
+    """`walk` fetches and keeps, for one after the other; `straight` may be used inside a flight."""
+
+    def __init__(self, *, walk: Fetch, straight: Fetch, keeps: Keeps) -> None:
+        self._walk = walk
+        self._straight = straight
+        self._keeps = keeps
+        self._known: OrderedDict[bytes, Contents | None] = OrderedDict()
+        self._open: OrderedDict[bytes, gz.Unpacked] = OrderedDict()
+        self._locks: dict[bytes, trio.Lock] = {}
+        self._listing = trio.CapacityLimiter(AT_ONCE)
+        self._unpacking = trio.CapacityLimiter(AT_ONCE)
+
+    async def contents(self, archive: ObjectVersion) -> Contents | None:
+        """What is in it; None for what is no archive or cannot be shown, with a warning when that is found. Raises what
+        fetching raises. Never inside a flight."""
+        return await self._contents(archive, self._walk, self._listing, b"listing")
+
+    async def _contents(
+        self, archive: ObjectVersion, fetch: Fetch, threads: trio.CapacityLimiter, who: bytes
+    ) -> Contents | None:
+        which = archive.object_id
+        async with _Turn(self._locks, who + which):
+            found = self._known.get(which, ...)
+            if found is ...:
+                found = await self._load(archive, threads)
+            if found is ...:
+                found = await self._make(archive, fetch, threads)
+            self._known[which] = found
+            self._known.move_to_end(which)
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+            return found
+
+    async def _load(self, archive: ObjectVersion, threads: trio.CapacityLimiter) -> Any:
+        """What is kept of it; ... if nothing is."""
+        note = _said(self._keeps.note(_key(archive)))
+        if note.get("none"):
+            return None
+        size = note.get("size", 0)
+        if not 0 < size <= LONGEST_INDEX:
+            return ...
+        packed = await self._keeps.kept(index_version(archive, size))
+        if packed is None:
+            return ...
+        try:
+            return await trio.to_thread.run_sync(unpack, bytes(packed), limiter=threads)
+        except Damaged as error:
+            log.warning("what is kept of the archive %r %s; it is listed again", archive.key, error)
+            return ...
+
+    async def _make(self, archive: ObjectVersion, fetch: Fetch, threads: trio.CapacityLimiter) -> Contents | None:
+        try:
+            packed = await trio.to_thread.run_sync(_listed, archive, _blocking(fetch, archive), limiter=threads)
+            found = unpack(packed)
+        except Damaged as error:
+            # Once for a version: the note outlives the process.
+            log.warning("%r %s: its directory shows nothing, the file stays as it is", archive.key, error)
+            await self._keeps.put_note(_key(archive), json.dumps({"none": str(error)}).encode())
+            return None
+        if found.members.hidden:
+            log.info("%r: %d names in it are not shown", archive.key, found.members.hidden)
+        if fetch is self._walk:
+            await self._keeps.keep(index_version(archive, len(packed)), packed)
+            await self._keeps.put_note(_key(archive), json.dumps({"size": len(packed)}).encode())
+        return found
+
+    async def unpack(self, archive: ObjectVersion, start: int, into: Sequence[memoryview]) -> None:
+        """Fill `into` with what a compressed archive unpacks to, from `start` on. May be called in a flight. `Corrupt`
+        if they cannot be had; raises what fetching raises."""
+        async with _Turn(self._locks, b"unpacking" + archive.object_id):
+            size = sum(map(len, into))
+            try:
+                unpacked = self._open.pop(archive.object_id, None) or await self._opened(archive)
+                data = memoryview(await trio.to_thread.run_sync(unpacked.read_at, start, size, limiter=self._unpacking))
+            except Damaged as error:
+                raise Corrupt(f"{archive.key!r} {error}") from None
+            self._open[archive.object_id] = unpacked
+            while len(self._open) > OPEN:
+                self._open.popitem(last=False)
+        for view in into:
+            view[:] = data[: len(view)]
+            data = data[len(view) :]
+
+    async def _opened(self, archive: ObjectVersion) -> gz.Unpacked:
+        found = await self._contents(archive, self._straight, self._unpacking, b"opening")
+        if found is None or found.kind == "tar":
+            raise Damaged("cannot be unpacked")
+        fetch = _blocking(self._straight, archive)
+        return await trio.to_thread.run_sync(_opened, archive, fetch, found.places, limiter=self._unpacking)
+
+
+class _Turn:
+    """A lock that is forgotten when nobody wants it."""
+
+    def __init__(self, locks: dict[bytes, trio.Lock], which: bytes) -> None:
+        self._locks = locks
+        self._which = which
+
+    async def __aenter__(self) -> None:
+        self._lock = self._locks.setdefault(self._which, trio.Lock())
+        await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self._lock.statistics().tasks_waiting:
+            self._locks.pop(self._which, None)
+        self._lock.release()
+
+
+# ---- in threads
+
+
+def _blocking(fetch: Fetch, archive: ObjectVersion) -> Callable[[int, int], bytes]:
+    """The same for a thread of trio's."""
+
+    def fetched(start: int, stop: int) -> bytes:
+        return bytes(trio.from_thread.run(fetch, archive, start, stop))
+
+    return fetched
+
+
+def _listed(archive: ObjectVersion, fetch: Callable[[int, int], bytes]) -> bytes:
+    """All that is kept of an archive, packed. `Damaged` if it is none."""
+    head = fetch(0, min(512, archive.size)) if archive.size else b""
+    if head.startswith(gz.MAGIC):
+        unpacked = gz.Unpacked(StoredFile(archive.size, fetch), archive.size)
+        places = unpacked.index_all()
+        unpacked.seek(0)
+        if not looks_like_tar(unpacked.read(512)):
+            raise Damaged("holds no tar archive")
+        unpacked.seek(0)
+        return pack(Contents("gz", members(unpacked), places))
+    if looks_like_tar(head):
+        return pack(Contents("tar", members(StoredFile(archive.size, fetch, piece=HEADER_PIECE))))
+    raise Damaged("is no archive by its first bytes")
+
+
+def _opened(archive: ObjectVersion, fetch: Callable[[int, int], bytes], places: bytes) -> gz.Unpacked:
+    return gz.Unpacked(StoredFile(archive.size, fetch), archive.size, places)
+
+
+# ---- notes
+
+
+def _key(archive: ObjectVersion) -> bytes:
+    return hashlib.sha256(b"archive\0" + archive.object_id).digest()[:16]
+
+
+def _said(note: bytes | None) -> dict[str, Any]:
+    """What a note says; empty for none, and for what is none."""
+    try:
+        found = json.loads(note) if note and len(note) < 4096 else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("size", 0), int) else {}
