@@ -3,6 +3,9 @@
 Its job: make the index in one pass over all of it, which compares the checksums that gzip has; then give unpacked bytes
 from anywhere. Blocks, without the interpreter's lock while it unpacks. Must not know archives.
 
+A gzip that is cut off has no checksum to compare with, and passes for one that ends there: whoever knows what is in it
+has to see that its end is there.
+
 Of each place the index holds the 32 KiB before it. A read begins at the place before it, whatever was read last, so
 that one reads as much as one can at a time.
 """

@@ -187,7 +187,7 @@ def _listed(archive: ObjectVersion, fetch: Callable[[int, int], bytes]) -> bytes
         if not looks_like_tar(unpacked.read(512)):
             raise Damaged("holds no tar archive")
         unpacked.seek(0)
-        return pack(Contents("gz", members(unpacked), places))
+        return pack(Contents("gz", members(unpacked, whole=True), places))
     if looks_like_tar(head):
         return pack(Contents("tar", members(StoredFile(archive.size, fetch, piece=HEADER_PIECE))))
     raise Damaged("is no archive by its first bytes")

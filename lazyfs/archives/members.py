@@ -108,13 +108,14 @@ def looks_like_tar(head: bytes) -> bool:
     return True
 
 
-def members(archive: Readable) -> Members:
-    """What is in the archive. `Damaged` says why it cannot be shown; raises what reading raises."""
+def members(archive: Readable, *, whole: bool = False) -> Members:
+    """What is in the archive. `Damaged` says why it cannot be shown; raises what reading raises. `whole`: one without
+    the zeros at its end is damaged, for who cannot tell that bytes are missing."""
     guarded = _Guarded(archive)
     try:
         with tarfile.TarFile(fileobj=cast("IO[bytes]", guarded), mode="r", encoding="utf-8") as opened:
             found = _collected(opened)
-            _check_end(guarded, opened.offset)
+            _check_end(guarded, opened.offset, whole)
     except tarfile.TarError as error:
         raise Damaged(f"is damaged ({error})") from None
     except (RecursionError, ValueError, OverflowError, TypeError, KeyError, IndexError) as error:
@@ -122,12 +123,11 @@ def members(archive: Readable) -> Members:
     return found
 
 
-def _check_end(archive: _Guarded, offset: int) -> None:
+def _check_end(archive: _Guarded, offset: int, whole: bool) -> None:
     """tarfile ends in silence at a header that is none; an archive ends with zeros, or with the file."""
     archive.seek(offset)
     rest = archive.read(tarfile.BLOCKSIZE)
-    # tarfile has stepped over the zeros that it saw.
-    if rest.strip(b"\0"):
+    if rest.strip(b"\0") or (whole and not rest):
         raise Damaged(f"is damaged at byte {offset}")
 
 
