@@ -18,7 +18,8 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Protocol, cast
 
 import trio
 
@@ -72,23 +73,28 @@ class Library:
     async def contents(self, archive: ObjectVersion) -> Contents | None:
         """What is in it; None for what is no archive or cannot be shown, with a warning when that is found. Raises what
         fetching raises. Never inside a flight."""
-        return await self._contents(archive, self._walk, self._listing, b"listing")
-
-    async def _contents(
-        self, archive: ObjectVersion, fetch: Fetch, threads: trio.CapacityLimiter, who: bytes
-    ) -> Contents | None:
         which = archive.object_id
-        async with _Turn(self._locks, who + which):
+        async with _Turn(self._locks, b"listing" + which):
             found = self._known.get(which, ...)
             if found is ...:
-                found = await self._load(archive, threads)
-            if found is ...:
-                found = await self._make(archive, fetch, threads)
+                whole = await self._whole(archive, self._walk, self._listing)
+                # Places are large, and their own library has them.
+                found = whole and replace(whole, places=b"")
             self._known[which] = found
             self._known.move_to_end(which)
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
             return found
+
+    async def _whole(self, archive: ObjectVersion, fetch: Fetch, threads: trio.CapacityLimiter) -> Contents | None:
+        loaded = await self._load(archive, threads)
+        if loaded is not ...:
+            return cast("Contents | None", loaded)
+        found = await self._make(archive, fetch, threads)
+        if found is not None and found.places and archive.object_id not in self._open:
+            # Perhaps nothing of it could be kept.
+            self._remember(archive, await self._opened(archive, found, threads))
+        return found
 
     async def _load(self, archive: ObjectVersion, threads: trio.CapacityLimiter) -> Any:
         """What is kept of it; ... if nothing is."""
@@ -127,25 +133,29 @@ class Library:
         """Fill `into` with what a compressed archive unpacks to, from `start` on. May be called in a flight. `Corrupt`
         if they cannot be had; raises what fetching raises."""
         async with _Turn(self._locks, b"unpacking" + archive.object_id):
-            size = sum(map(len, into))
             try:
-                unpacked = self._open.pop(archive.object_id, None) or await self._opened(archive)
-                data = memoryview(await trio.to_thread.run_sync(unpacked.read_at, start, size, limiter=self._unpacking))
+                unpacked = self._open.get(archive.object_id)
+                if unpacked is None:
+                    found = await self._whole(archive, self._straight, self._unpacking)
+                    if found is None or found.kind == "tar":
+                        raise Damaged("cannot be unpacked")  # noqa: TRY301
+                    unpacked = await self._opened(archive, found, self._unpacking)
+                self._remember(archive, unpacked)
+                # Once begun it is waited for: it writes to buffers of others.
+                await trio.to_thread.run_sync(unpacked.read_into, start, into, limiter=self._unpacking)
             except Damaged as error:
+                self._open.pop(archive.object_id, None)
                 raise Corrupt(f"{archive.key!r} {error}") from None
-            self._open[archive.object_id] = unpacked
-            while len(self._open) > OPEN:
-                self._open.popitem(last=False)
-        for view in into:
-            view[:] = data[: len(view)]
-            data = data[len(view) :]
 
-    async def _opened(self, archive: ObjectVersion) -> gz.Unpacked:
-        found = await self._contents(archive, self._straight, self._unpacking, b"opening")
-        if found is None or found.kind == "tar":
-            raise Damaged("cannot be unpacked")
+    async def _opened(self, archive: ObjectVersion, found: Contents, threads: trio.CapacityLimiter) -> gz.Unpacked:
         fetch = _blocking(self._straight, archive)
-        return await trio.to_thread.run_sync(_opened, archive, fetch, found.places, limiter=self._unpacking)
+        return await trio.to_thread.run_sync(_opened, archive, fetch, found.places, limiter=threads)
+
+    def _remember(self, archive: ObjectVersion, unpacked: gz.Unpacked) -> None:
+        self._open[archive.object_id] = unpacked
+        self._open.move_to_end(archive.object_id)
+        while len(self._open) > OPEN:
+            self._open.popitem(last=False)
 
 
 class _Turn:
@@ -168,18 +178,18 @@ class _Turn:
 # ---- in threads
 
 
-def _blocking(fetch: Fetch, archive: ObjectVersion) -> Callable[[int, int], bytes]:
+def _blocking(fetch: Fetch, archive: ObjectVersion) -> Callable[[int, int], bytes | bytearray]:
     """The same for a thread of trio's."""
 
-    def fetched(start: int, stop: int) -> bytes:
-        return bytes(trio.from_thread.run(fetch, archive, start, stop))
+    def fetched(start: int, stop: int) -> bytes | bytearray:
+        return trio.from_thread.run(fetch, archive, start, stop)
 
     return fetched
 
 
-def _listed(archive: ObjectVersion, fetch: Callable[[int, int], bytes]) -> bytes:
+def _listed(archive: ObjectVersion, fetch: Callable[[int, int], bytes | bytearray]) -> bytes:
     """All that is kept of an archive, packed. `Damaged` if it is none."""
-    head = fetch(0, min(512, archive.size)) if archive.size else b""
+    head = bytes(fetch(0, min(512, archive.size))) if archive.size else b""
     if head.startswith(gz.MAGIC):
         unpacked = gz.Unpacked(StoredFile(archive.size, fetch), archive.size)
         places = unpacked.index_all()
@@ -193,7 +203,7 @@ def _listed(archive: ObjectVersion, fetch: Callable[[int, int], bytes]) -> bytes
     raise Damaged("is no archive by its first bytes")
 
 
-def _opened(archive: ObjectVersion, fetch: Callable[[int, int], bytes], places: bytes) -> gz.Unpacked:
+def _opened(archive: ObjectVersion, fetch: Callable[[int, int], bytes | bytearray], places: bytes) -> gz.Unpacked:
     return gz.Unpacked(StoredFile(archive.size, fetch), archive.size, places)
 
 

@@ -16,13 +16,13 @@ class StoredFile(io.RawIOBase):
     """`size` bytes, of which `fetch(start, stop)` gives any. The first failure of that is kept in `failed`, for a
     library in C says only that reading failed. `piece`: the least that is asked for."""
 
-    def __init__(self, size: int, fetch: Callable[[int, int], bytes], *, piece: int = PIECE) -> None:
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes | bytearray], *, piece: int = PIECE) -> None:
         self._size = size
         self._fetch = fetch
         self._piece = piece
         self._at = 0
         self._start = 0
-        self._held = b""
+        self._held: bytes | bytearray = b""
         self.failed: BaseException | None = None
 
     def read(self, size: int = -1) -> bytes:
@@ -31,13 +31,14 @@ class StoredFile(io.RawIOBase):
         if self._at >= stop:
             return b""
         if not self._start <= self._at or stop > self._start + len(self._held):
+            self._held = b""  # so that there are not two at once
             try:
                 self._held = self._fetch(self._at, min(max(stop, self._at + self._piece), self._size))
             except BaseException as error:
                 self.failed = self.failed or error
                 raise
             self._start = self._at
-        found = self._held[self._at - self._start : stop - self._start]
+        found = bytes(memoryview(self._held)[self._at - self._start : stop - self._start])
         self._at = stop
         return found
 
