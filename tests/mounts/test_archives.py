@@ -12,6 +12,7 @@ import pytest
 from tests.mounts.contents import MIB, pages, versions_in
 from tests.mounts.mounting import Mount, Mounter, outlive_moment
 from tests.mounts.reader import Reader
+from tests.mounts.test_upgrade import upgrade
 from tests.mounts.test_warming import lazyfs
 from tests.rooms.tars import tar_of, zipped
 from tests.servers.fast import FastS3Server
@@ -175,3 +176,18 @@ def test_from_a_real_server(swift: SwiftServer, mounter: Mounter) -> None:
     mount = mounter.mount(swift, "s3://archives", "--archives", expect=["has no digest"])
     for name in KINDS:
         assert tree(mount.path / f"{name}.d") == FILES
+
+
+def test_another_process_serves_it_and_then_nobody_is_asked(s3: FastS3Server, mounter: Mounter) -> None:
+    """A member is open over an upgrade; its directory is warmed, and the server may go."""
+    put(s3, {"m.tar.gz": KINDS["m.tar.gz"]})
+    mount = mounted(s3, mounter)
+    path = mount.path / "m.tar.gz.d"
+    with (path / "model-00001-of-00002.safetensors").open("rb") as opened:
+        assert versions_in(os.pread(opened.fileno(), 4096, 0), 0) == {1}
+        upgrade(mount)
+        found = os.pread(opened.fileno(), 2 * MIB, 3 * MIB)
+        assert found == FILES["model-00001-of-00002.safetensors"][3 * MIB : 5 * MIB]
+    lazyfs(mounter, "warm", path)
+    s3.stop()
+    assert tree(path) == FILES
