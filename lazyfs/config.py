@@ -131,7 +131,7 @@ class Config:
     archives: bool = _of_source(
         "false",
         parse_flag,
-        "Show what is in FILE.tar, .tar.gz and .tgz as a directory FILE.tar.d beside it.",
+        "Show what is in FILE.tar, .tar.gz, .tgz, .tar.zst and .tzst as a directory FILE.tar.d beside it.",
     )
     retry_budget: float = _of_source(
         "5m",

@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Contents:
-    """The members of one archive. `kind` is `tar` or `gz`; `places` are where unpacking can begin, as `gz` lays them
-    out."""
+    """The members of one archive. `kind` is `tar`, `gz` or `zst`; `places` are where unpacking can begin, as the module
+    of that name lays them out."""
 
     kind: str
     members: Members
@@ -86,7 +86,7 @@ def unpack(packed: bytes) -> Contents:
         kind, hidden = str(table["kind"]), int(table["hidden"])
     except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"has a damaged list of members ({type(error).__name__})") from None
-    if kind not in ("tar", "gz") or len(files) + len(folders) > 2 * MOST_MEMBERS:
+    if kind not in ("tar", "gz", "zst") or len(files) + len(folders) > 2 * MOST_MEMBERS:
         raise Damaged("has a list of members of another kind")
     if not all(_fine(path) for path in (*files, *folders)):
         raise Damaged("has a list with names that cannot be members")

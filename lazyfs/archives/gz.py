@@ -11,8 +11,6 @@ before it, so that what lies between two places is unpacked at once, and held fo
 """
 
 import io
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeVar
@@ -20,6 +18,7 @@ from typing import TypeVar
 from indexed_gzip import IndexedGzipFile, NoHandleError, NotCoveredError, ZranError
 
 from lazyfs.archives.members import Damaged
+from lazyfs.archives.pieces import Pieces
 from lazyfs.archives.stored import StoredFile
 from lazyfs.objects import GIB, MIB, align_up
 
@@ -39,9 +38,6 @@ ALWAYS_FINE = GIB
 """Bytes that any archive may unpack to, however small it is."""
 MOST_RATIO = 64
 """Beyond that: how many times its own size. Weights and text compress to a tenth at best, zeros to a thousandth."""
-
-HELD = 8 * MIB
-"""Unpacked bytes that are held, at least those between two places."""
 
 STEP = 64 * MIB
 """Unpacked bytes after which the bounds are looked at."""
@@ -72,11 +68,10 @@ class Unpacked:
         self._file = IndexedGzipFile(
             fileobj=stored, spacing=spacing(size), readbuf_size=MIB, buffer_size=MIB, auto_build=index is None
         )
-        self._places: list[int] = []
-        self._held: OrderedDict[int, bytearray] = OrderedDict()
+        self._pieces: Pieces | None = None
         if index is not None:
             self._guarded(lambda: self._file.import_index(fileobj=io.BytesIO(index)))
-            self._places = [unpacked for unpacked, _ in self._file.seek_points()]
+            self._pieces = Pieces(self._cuts(), self._fill)
 
     def index_all(self) -> bytes:
         """Go through all of it; the index. `Damaged` if gzip's checksums do not hold, or it unpacks to too much."""
@@ -88,10 +83,15 @@ class Unpacked:
                 raise Damaged(f"unpacks to more than {most} bytes, which no archive of its size does")
             if reached < at:
                 break
-        places = [unpacked for unpacked, _ in self._file.seek_points()]
-        if any(after - one > LONGEST_PIECE for one, after in pairwise([*places, self._end()])):
-            raise Damaged("is one piece that cannot be unpacked from within, as few programs write it")
+        self._cuts()
         return self._guarded(self._export)
+
+    def _cuts(self) -> list[int]:
+        """The places, and the end."""
+        found = sorted({0, *(unpacked for unpacked, _ in self._file.seek_points()), self._end()})
+        if any(after - one > LONGEST_PIECE for one, after in pairwise(found)):
+            raise Damaged("is one piece that cannot be unpacked from within, as few programs write it")
+        return found
 
     def _export(self) -> bytes:
         found = io.BytesIO()
@@ -112,41 +112,17 @@ class Unpacked:
 
     def read_into(self, start: int, into: Sequence[memoryview]) -> None:
         """Fill `into` with what is there from `start` on; `Damaged` if there is less. Of one with an index."""
-        for view in into:
-            done = 0
-            while done < len(view):
-                at = start + done
-                place = max(0, bisect_right(self._places, at) - 1)
-                piece = memoryview(self._piece(place))
-                offset = at - (self._places[place] if self._places else 0)
-                part = piece[offset : offset + len(view) - done] if offset >= 0 else piece[:0]
-                if not part:
-                    raise Damaged(f"ends before byte {start + len(view)} of what it unpacks to")
-                view[done : done + len(part)] = part
-                done += len(part)
-            start += len(view)
+        if self._pieces is not None:
+            self._pieces.read_into(start, into)
 
-    def _piece(self, place: int) -> bytearray:
-        """What lies between a place and the next one."""
-        found = self._held.pop(place, None)
-        if found is None:
-            begin = self._places[place] if self._places else 0
-            last = place + 1 >= len(self._places)
-            end = self._end() if last else self._places[place + 1]
-            if not 0 < end - begin <= LONGEST_PIECE:
-                raise Damaged("has places to unpack from that are too far apart")
-            self.seek(begin)
-            found = bytearray(end - begin)
-            view = memoryview(found)
-            while view:
-                count = self._guarded(lambda: int(self._file.raw.readinto(view)))  # noqa: B023 - called at once
-                if not count:
-                    raise Damaged(f"ends before byte {end} of what it unpacks to")
-                view = view[count:]
-            while self._held and sum(map(len, self._held.values())) + len(found) > HELD:
-                self._held.popitem(last=False)
-        self._held[place] = found
-        return found
+    def _fill(self, start: int, view: memoryview) -> None:
+        self.seek(start)
+        done = 0
+        while done < len(view):
+            count = self._guarded(lambda: int(self._file.raw.readinto(view[done:])))  # noqa: B023 - called at once
+            if not count:
+                raise Damaged(f"ends before byte {start + len(view)} of what it unpacks to")
+            done += count
 
     def _end(self) -> int:
         return self._guarded(lambda: int(self._file.seek(0, io.SEEK_END)))

@@ -6,7 +6,9 @@ of directories, S3, or the kernel.
 
 What it costs. Plain tar: the headers, a chunk each, where members are large. gzip: all of the object once, unpacked at
 some 170 MiB/s of a core and not kept but for the index; whoever looks into the directory waits for that, and nobody
-else does. What passes by then is kept as chunks of the archive, so that members are unpacked from the disk later.
+else does. What passes by then is kept as chunks of the archive, so that members are unpacked from the disk later. zstd:
+the same, by frames; one that is a single large frame is unpacked to the disk then, member by member, since a touch
+would have to unpack all that is before it.
 
 Concurrency: loop thread only; parsing and unpacking are in threads, one for each archive at a time. Members are read
 inside flights, which hold memory for chunks: so nothing on that way waits for such memory, nor for `contents`, which
@@ -23,10 +25,10 @@ from typing import Any, Protocol, cast
 
 import trio
 
-from lazyfs.archives import gz
+from lazyfs.archives import gz, zst
 from lazyfs.archives.contents import Contents, pack, unpack
-from lazyfs.archives.members import Damaged, looks_like_tar, members
-from lazyfs.archives.names import index_version
+from lazyfs.archives.members import Damaged, Member, looks_like_tar, members
+from lazyfs.archives.names import directory_of, index_version, member_etag
 from lazyfs.archives.stored import StoredFile
 from lazyfs.errors import Corrupt
 from lazyfs.objects import MIB, ObjectVersion
@@ -55,6 +57,10 @@ class Keeps(Protocol):
     async def put_note(self, key: bytes, note: bytes) -> None: ...
     async def kept(self, version: ObjectVersion) -> bytes | bytearray | None: ...
     async def keep(self, version: ObjectVersion, data: bytes) -> None: ...
+    async def bring(self, versions: Sequence[ObjectVersion]) -> None: ...
+
+
+Unpacked = gz.Unpacked | zst.Unpacked
 
 
 class Library:
@@ -65,7 +71,7 @@ class Library:
         self._straight = straight
         self._keeps = keeps
         self._known: OrderedDict[bytes, Contents | None] = OrderedDict()
-        self._open: OrderedDict[bytes, gz.Unpacked] = OrderedDict()
+        self._open: OrderedDict[bytes, Unpacked] = OrderedDict()
         self._locks: dict[bytes, trio.Lock] = {}
         self._listing = trio.CapacityLimiter(AT_ONCE)
         self._unpacking = trio.CapacityLimiter(AT_ONCE)
@@ -90,11 +96,7 @@ class Library:
         loaded = await self._load(archive, threads)
         if loaded is not ...:
             return cast("Contents | None", loaded)
-        found = await self._make(archive, fetch, threads)
-        if found is not None and found.places and archive.object_id not in self._open:
-            # Perhaps nothing of it could be kept.
-            self._remember(archive, await self._opened(archive, found, threads))
-        return found
+        return await self._make(archive, fetch, threads)
 
     async def _load(self, archive: ObjectVersion, threads: trio.CapacityLimiter) -> Any:
         """What is kept of it; ... if nothing is."""
@@ -124,7 +126,14 @@ class Library:
             return None
         if found.members.hidden:
             log.info("%r: %d names in it are not shown", archive.key, found.members.hidden)
+        if found.kind != "tar" and archive.object_id not in self._open:
+            # Perhaps nothing of it can be kept.
+            self._remember(archive, await self._opened(archive, found, threads))
         if fetch is self._walk:
+            if found.kind == "zst" and zst.solid(found.places):
+                # Once, in order: later a touch would unpack all that is before it.
+                in_order = sorted(found.members.files.items(), key=lambda one: one[1].start)
+                await self._keeps.bring([_version(archive, found.kind, path, one) for path, one in in_order])
             await self._keeps.keep(index_version(archive, len(packed)), packed)
             await self._keeps.put_note(_key(archive), json.dumps({"size": len(packed)}).encode())
         return found
@@ -147,11 +156,11 @@ class Library:
                 self._open.pop(archive.object_id, None)
                 raise Corrupt(f"{archive.key!r} {error}") from None
 
-    async def _opened(self, archive: ObjectVersion, found: Contents, threads: trio.CapacityLimiter) -> gz.Unpacked:
+    async def _opened(self, archive: ObjectVersion, found: Contents, threads: trio.CapacityLimiter) -> Unpacked:
         fetch = _blocking(self._straight, archive)
-        return await trio.to_thread.run_sync(_opened, archive, fetch, found.places, limiter=threads)
+        return await trio.to_thread.run_sync(_opened, archive, fetch, found, limiter=threads)
 
-    def _remember(self, archive: ObjectVersion, unpacked: gz.Unpacked) -> None:
+    def _remember(self, archive: ObjectVersion, unpacked: Unpacked) -> None:
         self._open[archive.object_id] = unpacked
         self._open.move_to_end(archive.object_id)
         while len(self._open) > OPEN:
@@ -190,21 +199,30 @@ def _blocking(fetch: Fetch, archive: ObjectVersion) -> Callable[[int, int], byte
 def _listed(archive: ObjectVersion, fetch: Callable[[int, int], bytes | bytearray]) -> bytes:
     """All that is kept of an archive, packed. `Damaged` if it is none."""
     head = bytes(fetch(0, min(512, archive.size))) if archive.size else b""
-    if head.startswith(gz.MAGIC):
-        unpacked = gz.Unpacked(StoredFile(archive.size, fetch), archive.size)
+    kind = "gz" if head.startswith(gz.MAGIC) else "zst" if zst.may_begin(head) else "tar"
+    if kind != "tar":
+        unpacked = _UNPACKED[kind](StoredFile(archive.size, fetch), archive.size)
         places = unpacked.index_all()
         unpacked.seek(0)
         if not looks_like_tar(unpacked.read(512)):
             raise Damaged("holds no tar archive")
         unpacked.seek(0)
-        return pack(Contents("gz", members(unpacked, whole=True), places))
+        return pack(Contents(kind, members(unpacked, whole=True), places))
     if looks_like_tar(head):
         return pack(Contents("tar", members(StoredFile(archive.size, fetch, piece=HEADER_PIECE))))
     raise Damaged("is no archive by its first bytes")
 
 
-def _opened(archive: ObjectVersion, fetch: Callable[[int, int], bytes | bytearray], places: bytes) -> gz.Unpacked:
-    return gz.Unpacked(StoredFile(archive.size, fetch), archive.size, places)
+def _opened(archive: ObjectVersion, fetch: Callable[[int, int], bytes | bytearray], found: Contents) -> Unpacked:
+    return _UNPACKED[found.kind](StoredFile(archive.size, fetch), archive.size, found.places)
+
+
+_UNPACKED: dict[str, type[gz.Unpacked] | type[zst.Unpacked]] = {"gz": gz.Unpacked, "zst": zst.Unpacked}
+
+
+def _version(archive: ObjectVersion, kind: str, path: str, member: Member) -> ObjectVersion:
+    etag = member_etag(archive, kind, member.start)
+    return ObjectVersion(archive.place, directory_of(archive.key) + path, etag, member.size, "", archive.origin)
 
 
 # ---- notes

@@ -17,16 +17,16 @@ from lazyfs.objects import ObjectVersion
 
 SUFFIX = ".d"
 
-ENDINGS = (".tar", ".tar.gz", ".tgz")
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 
 _MARK = "+lazyfs:"
-_MEMBER = re.compile(r"(.*)\+lazyfs:(tar|gz):([0-9]{1,4}):([0-9]{1,19}):([0-9]{1,19})", re.DOTALL)
+_MEMBER = re.compile(r"(.*)\+lazyfs:(tar|gz|zst):([0-9]{1,4}):([0-9]{1,19}):([0-9]{1,19})", re.DOTALL)
 _INDEX = f"{_MARK}index:"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the bytes of a member are: in this archive of this kind (`tar`, `gz`), from `start` on once it is
+    """Where the bytes of a member are: in this archive of this kind (`tar`, `gz`, `zst`), from `start` on once it is
     unpacked."""
 
     archive: ObjectVersion

@@ -4,6 +4,9 @@ Its job: how bytes for it are fetched, and where what it finds is kept. Must not
 only.
 """
 
+import logging
+from collections.abc import Sequence
+
 from lazyfs.archives.library import Library
 from lazyfs.archives.unpacking import Unpacking
 from lazyfs.cache.chunks import ChunkCache
@@ -12,6 +15,8 @@ from lazyfs.cache.memory import Memory
 from lazyfs.cache.straight import Straight
 from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
 from lazyfs.stores.several import Stores
+
+log = logging.getLogger(__name__)
 
 AHEAD = 32 * MIB
 """Bytes fetched ahead of who goes through an archive."""
@@ -49,6 +54,22 @@ class Kept:
             await self._chunks.bring(version, 0, version.size)
         finally:
             del self._unpacking.offered[version.object_id]
+
+    async def bring(self, versions: Sequence[ObjectVersion]) -> None:
+        """Have all of these on disk, if half of it is enough for them."""
+        size = sum(version.size for version in versions)
+        if size > (await self._chunks.writer.step(self._disk.capacity) or 0) // 2:
+            log.warning(
+                "%r is of one frame of zstd that unpacks to %d MiB, too much for half of the cache: each read of it "
+                "unpacks what is before; write it with pzstd, or raise --max-cache-size",
+                versions[0].key,
+                size // MIB,
+            )
+            return
+        for version in versions:
+            # One at a time: flights side by side come in any order, and the one behind another unpacks all anew.
+            for start in range(0, version.size, CHUNK_SIZE):
+                await self._chunks.bring(version, start, min(start + CHUNK_SIZE, version.size))
 
 
 class Walking:

@@ -14,7 +14,7 @@ from tests.mounts.mounting import Mount, Mounter, outlive_moment
 from tests.mounts.reader import Reader
 from tests.mounts.test_upgrade import upgrade
 from tests.mounts.test_warming import lazyfs
-from tests.rooms.tars import tar_of, zipped
+from tests.rooms.tars import squeezed, tar_of, zipped
 from tests.servers.fast import FastS3Server
 from tests.servers.swift import SwiftServer
 
@@ -25,7 +25,12 @@ FILES = {
     "model-00002-of-00002.safetensors": pages(2, 3 * MIB),
     "a/b/empty": b"",
 }
-KINDS = {"m.tar": tar_of(FILES), "m.tar.gz": zipped(tar_of(FILES)), "m.tgz": zipped(tar_of(FILES))}
+KINDS = {
+    "m.tar": tar_of(FILES),
+    "m.tar.gz": zipped(tar_of(FILES)),
+    "m.tgz": zipped(tar_of(FILES)),
+    "m.tar.zst": squeezed(tar_of(FILES), 2 * MIB),
+}
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -51,7 +56,7 @@ def output(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-@pytest.mark.parametrize("name", ["m.tar", "m.tar.gz"])
+@pytest.mark.parametrize("name", ["m.tar", "m.tar.gz", "m.tar.zst"])
 def test_members_are_files(s3: FastS3Server, mounter: Mounter, reader: Reader, name: str) -> None:
     """Listed, read, hashed and mapped as what they are unpacked to; the archive itself stays what it is; and after a
     remount none of it is asked for."""
@@ -191,3 +196,17 @@ def test_another_process_serves_it_and_then_nobody_is_asked(s3: FastS3Server, mo
     lazyfs(mounter, "warm", path)
     s3.stop()
     assert tree(path) == FILES
+
+
+def test_one_large_frame_of_zstd_is_unpacked_once(s3: FastS3Server, mounter: Mounter) -> None:
+    """What `tar --zstd` writes: on disk when its directory is listed, and then read from anywhere."""
+    files = {f"shard-{number}": pages(number + 1, 24 * MIB) for number in range(3)}
+    put(s3, {"m.tar.zst": squeezed(tar_of(files))})
+    mount = mounted(s3, mounter)
+    path = mount.path / "m.tar.zst.d"
+    assert sorted(os.listdir(path)) == sorted(files)
+    mount.settle()
+    cached = [int(os.getxattr(path / name, "user.lazyfs.cached_bytes")) for name in files]
+    assert mount.stats()["chunks"]["unkept"] or cached == [24 * MIB] * 3
+    assert (path / "shard-0").read_bytes() == files["shard-0"]
+    assert (path / "shard-2").read_bytes() == files["shard-2"]

@@ -5,6 +5,8 @@ import io
 import tarfile
 from collections.abc import Mapping
 
+import zstandard
+
 MOMENT = 1_700_000_000
 
 
@@ -22,6 +24,13 @@ def tar_of(files: Mapping[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
 def zipped(data: bytes) -> bytes:
     """As gzip, always the same bytes."""
     return gzip.compress(data, 1, mtime=0)
+
+
+def squeezed(data: bytes, frame: int = 0) -> bytes:
+    """As zstd with checksums, in one frame, or in frames of so many bytes each."""
+    made = zstandard.ZstdCompressor(level=1, write_checksum=True)
+    step = frame or max(1, len(data))
+    return b"".join(made.compress(data[start : start + step]) for start in range(0, len(data), step))
 
 
 def header(name: str, kind: bytes = tarfile.REGTYPE, *, size: int = 0, link: str = "", field: bytes = b"") -> bytes:

@@ -3,11 +3,11 @@
 import io
 import random
 import tarfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from lazyfs.archives import gz
+from lazyfs.archives import gz, zst
 from lazyfs.archives.contents import Contents, pack, unpack
 from lazyfs.archives.directories import Directories
 from lazyfs.archives.library import Library
@@ -16,7 +16,7 @@ from lazyfs.archives.names import directory_of, may_be_archive, member_etag, pla
 from lazyfs.archives.stored import StoredFile
 from lazyfs.errors import Corrupt, Unreachable
 from lazyfs.objects import Listing, ObjectInfo, ObjectVersion
-from tests.rooms.tars import END, MOMENT, header, padded, tar_of, zipped
+from tests.rooms.tars import END, MOMENT, header, padded, squeezed, tar_of, zipped
 
 FILES = {
     "model.safetensors": random.Random(1).randbytes(300_000),
@@ -228,6 +228,52 @@ def test_a_failure_of_the_store_is_that_failure() -> None:
         gz.Unpacked(StoredFile(len(data), fetch, piece=1 << 20), len(data)).index_all()
 
 
+# ---- zstd
+
+SKIPPED = (0x184D2A53).to_bytes(4, "little") + (5).to_bytes(4, "little") + b"hello"
+
+
+def of_frames(data: bytes, index: bytes | None = None) -> zst.Unpacked:
+    return zst.Unpacked(StoredFile(len(data), lambda start, stop: data[start:stop]), len(data), index)
+
+
+def test_zstd_is_read_from_anywhere_whatever_its_frames_are() -> None:
+    plain = random.Random(2).randbytes(3 << 20) * 4
+    for data in (squeezed(plain), squeezed(plain, 1_000_000), SKIPPED + squeezed(plain, 7_000_000) + SKIPPED):
+        assert zst.may_begin(data[:512])
+        index = of_frames(data).index_all()
+        again = of_frames(data, index)
+        for start in (0, 11 << 20, 5, (4 << 20) - 1, len(plain) - 10):
+            into = [memoryview(bytearray(min(1 << 20, len(plain) - start)))]
+            again.read_into(start, into)
+            assert bytes(into[0]) == plain[start : start + len(into[0])]
+        with pytest.raises(Damaged):
+            again.read_into(len(plain) - 5, [memoryview(bytearray(10))])
+        for wrong in (index[:-1], index[:16], index[16:], index[:-16], b"\xff" * len(index)):
+            with pytest.raises(Damaged):
+                of_frames(data, wrong)
+        assert not zst.solid(index)
+    large = of_frames(squeezed(bytes(65 << 20)) + squeezed(plain)).index_all()
+    assert zst.solid(large)
+
+
+def test_damaged_zstd_is_refused() -> None:
+    data = squeezed(tar_of(FILES), 100_000)
+    middle = len(data) // 2
+    for wrong in (
+        data[:-1],
+        data[:middle],
+        data[:middle] + b"??" + data[middle + 2 :],
+        data + b"?",
+        data + SKIPPED[:9],
+    ):
+        with pytest.raises(Damaged):
+            of_frames(wrong).index_all()
+    bomb = squeezed(bytes(64 << 20)) * 18
+    with pytest.raises(Damaged, match="more bytes"):
+        of_frames(bomb).index_all()
+
+
 # ---- what is kept, and names
 
 
@@ -273,6 +319,7 @@ class Shelf:
     def __init__(self) -> None:
         self.notes: dict[bytes, bytes] = {}
         self.objects: dict[ObjectVersion, bytes] = {}
+        self.brought: list[str] = []
 
     def note(self, key: bytes) -> bytes | None:
         return self.notes.get(key)
@@ -285,6 +332,9 @@ class Shelf:
 
     async def keep(self, version: ObjectVersion, data: bytes) -> None:
         self.objects[version] = data
+
+    async def bring(self, versions: Sequence[ObjectVersion]) -> None:
+        self.brought += [version.key for version in versions]
 
 
 class Bucket:
@@ -320,9 +370,12 @@ class Bucket:
         return Listing(prefix, tuple(infos), tuple(sorted(folders)), 5.0)
 
 
-async def test_an_archive_is_listed_once_and_unpacked_when_all_that_was_kept_is_lost() -> None:
+@pytest.mark.parametrize("pack", [zipped, squeezed])
+async def test_an_archive_is_listed_once_and_unpacked_when_all_that_was_kept_is_lost(
+    pack: Callable[[bytes], bytes],
+) -> None:
     bucket = Bucket()
-    archive = bucket.put("m.tar.gz", zipped(tar_of(FILES)))
+    archive = bucket.put("m.tgz", pack(tar_of(FILES)))
     found = await bucket.library().contents(archive)
     assert found is not None
     assert found.members.files.keys() == SHOWN.keys()
@@ -338,11 +391,20 @@ async def test_an_archive_is_listed_once_and_unpacked_when_all_that_was_kept_is_
     assert set(bucket.asked) == {"straight"}, "inside a flight nothing waits for memory"
 
 
+async def test_one_large_frame_is_unpacked_in_order_when_it_is_listed() -> None:
+    bucket = Bucket()
+    archive = bucket.put("m.tar.zst", squeezed(tar_of({"b": bytes(65 << 20), "a": b"1"})))
+    assert await bucket.library().contents(archive) is not None
+    assert bucket.shelf.brought == ["m.tar.zst.d/b", "m.tar.zst.d/a"]
+
+
 NONE = {
     "a text": b"a text",
     "nothing": b"",
     "a gzip of a text": zipped(b"a text"),
     "a gzip that is cut off": zipped(tar_of(FILES))[:150_000],
+    "a zstd of a text": squeezed(b"a text"),
+    "a zstd that is cut off": squeezed(tar_of(FILES))[:150_000],
     "a gzip of a tar without its end": zipped(file("x", b"1")),
     "a tar with something behind it": file("x", b"1") + b"?" * 512,
 }

@@ -32,6 +32,7 @@ ONLY_IN = {
     "urllib3": ("stores/border.py",),
     "indexed_gzip": ("archives/gz.py",),
     "lmdb": ("cache/index.py",),
+    "zstandard": ("archives/zst.py",),
     "pyfuse3": ("filesystem/fuse.py", "filesystem/session.py"),
     "prometheus_client": ("service/metrics.py", "service/otlp.py"),
     "opentelemetry": ("service/otlp.py",),
