@@ -18,6 +18,7 @@ does, and has locks and threads of its own.
 import hashlib
 import json
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -43,6 +44,9 @@ AT_ONCE = 2
 """Threads that list, and as many that unpack."""
 LONGEST_INDEX = gz.LONGEST_INDEX + 32 * MIB
 
+NONE_FOR = 86400.0
+"""Seconds for which it is believed that an object is no archive: bytes that came wrong are found wrong later."""
+
 HEADER_PIECE = MIB
 """Bytes read at once where headers may be far apart."""
 
@@ -64,12 +68,14 @@ Unpacked = gz.Unpacked | zst.Unpacked
 
 
 class Library:
-    """`walk` fetches and keeps, for one after the other; `straight` may be used inside a flight."""
+    """`walk` fetches and keeps, for one after the other; `straight` may be used inside a flight. `clock` is
+    wall time, seconds."""
 
-    def __init__(self, *, walk: Fetch, straight: Fetch, keeps: Keeps) -> None:
+    def __init__(self, *, walk: Fetch, straight: Fetch, keeps: Keeps, clock: Callable[[], float] = time.time) -> None:
         self._walk = walk
         self._straight = straight
         self._keeps = keeps
+        self._clock = clock
         self._known: OrderedDict[bytes, Contents | None] = OrderedDict()
         self._open: OrderedDict[bytes, Unpacked] = OrderedDict()
         self._locks: dict[bytes, trio.Lock] = {}
@@ -101,9 +107,9 @@ class Library:
     async def _load(self, archive: ObjectVersion, threads: trio.CapacityLimiter) -> Any:
         """What is kept of it; ... if nothing is."""
         note = _said(self._keeps.note(_key(archive)))
-        if note.get("none"):
+        if note.get("none") and 0 <= self._clock() - note["at"] < NONE_FOR:
             return None
-        size = note.get("size", 0)
+        size = int(note.get("size", 0))
         if not 0 < size <= LONGEST_INDEX:
             return ...
         packed = await self._keeps.kept(index_version(archive, size))
@@ -120,9 +126,9 @@ class Library:
             packed = await trio.to_thread.run_sync(_listed, archive, _blocking(fetch, archive), limiter=threads)
             found = unpack(packed)
         except Damaged as error:
-            # Once for a version: the note outlives the process.
+            # Once a day for a version: the note outlives the process.
             log.warning("%r %s: its directory shows nothing, the file stays as it is", archive.key, error)
-            await self._keeps.put_note(_key(archive), json.dumps({"none": str(error)}).encode())
+            await self._keeps.put_note(_key(archive), json.dumps({"none": str(error), "at": self._clock()}).encode())
             return None
         if found.members.hidden:
             log.info("%r: %d names in it are not shown", archive.key, found.members.hidden)
@@ -238,4 +244,6 @@ def _said(note: bytes | None) -> dict[str, Any]:
         found = json.loads(note) if note and len(note) < 4096 else {}
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("size", 0), int) else {}
+    if not isinstance(found, dict) or not all(isinstance(found.get(name, 0), int | float) for name in ("size", "at")):
+        return {}
+    return {"size": 0, "at": 0, **found}

@@ -44,6 +44,11 @@ def may_begin(head: bytes) -> bool:
     return head.startswith(MAGIC) or (len(head) > 3 and int.from_bytes(head[:4], "little") & ~0xF == _SKIPPABLE)
 
 
+def bound(size: int) -> int:
+    """The most that an object of `size` bytes may unpack to."""
+    return max(ALWAYS_FINE, MOST_RATIO * size)
+
+
 class Unpacked:
     """The unpacked bytes of one object; the failures are those of `stored`, and `Damaged`."""
 
@@ -59,7 +64,7 @@ class Unpacked:
     def index_all(self) -> bytes:
         """Go through all of it; the index. `Damaged` if checksums do not hold, or it unpacks to too much."""
         places, total = [(0, 0)], 0
-        most = max(ALWAYS_FINE, MOST_RATIO * self._size)
+        most = bound(self._size)
         for start, stop in self._frames():
             if total - places[-1][1] >= SPACING:
                 places.append((start, total))
@@ -187,7 +192,7 @@ def _places(index: bytes, size: int) -> list[tuple[int, int]]:
         raise Damaged("has a damaged index")
     found = [(stored, unpacked) for stored, unpacked in _PLACE.iter_unpack(index)]
     ascending = all(one <= other for column in zip(*found, strict=True) for one, other in pairwise(column))
-    if found[0] != (0, 0) or found[-1][0] != size or not ascending or found[-1][1] >= 1 << 62:
+    if found[0] != (0, 0) or found[-1][0] != size or not ascending or found[-1][1] > bound(size):
         raise Damaged("has an index of another object")
     return found
 
