@@ -67,19 +67,20 @@ def _restore(
 ) -> list[File]:
     directories: dict[int, Directory] = {}
     known: list[Node] = []
+    places: dict[int, int] = {}  # of every inode that is an entry, for nobody reads requests meanwhile
     for packed_ in state["directories"]:
         directory = directories[packed_["inode"]] = _directory_of(packed_, tree, directories)
         directory.doubted, directory.lookups = packed_["doubted"], packed_["lookups"]
         if not directory.branch.below:
             directory.entries = _entries_of(packed_["entries"], directory)
             directory.expires = -math.inf
+            places.update((inode, at) for at, inode in enumerate(directory.entries.inodes))
         if directory.lookups:
             known.append(directory)
     for packed_ in state["files"]:
         parent = directories[packed_["parent"]]
-        entries = parent.entries
-        at = entries.find(packed_["entry"][0])
-        if at < 0 or entries.inodes[at] != packed_["entry"][1]:
+        entries, at = parent.entries, places.get(packed_["entry"][1], -1)
+        if at < 0:
             entries, at = _entries_of([packed_["entry"]], parent), 0
         file = File(packed_["entry"][1], parent, entries, at)
         file.lookups, file.spoiled, file.served = (packed_[name] for name in ("lookups", "spoiled", "served"))
@@ -187,6 +188,6 @@ def _entries_of(packed_: list[list[Any]], directory: Directory) -> Entries:
     entries = Entries.of(Listing(directory.prefix, objects, folders, 0.0), NOTHING, lambda _: 0)
     if len(entries) != len(packed_):
         raise ValueError("an entry that cannot be shown")
-    for one in packed_:
-        entries.renumber(entries.find(one[0]), one[1])
+    for at, one in enumerate(packed_):
+        entries.renumber(at if entries.name(at) == one[0] else entries.find(one[0]), one[1])
     return entries
