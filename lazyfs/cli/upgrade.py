@@ -10,7 +10,7 @@ import click
 from lazyfs.errors import SetupError, UsageError
 from lazyfs.service import mounts
 
-PATIENCE = 180.0
+PATIENCE = 300.0
 """Seconds until nothing is heard of it any more."""
 
 LONGEST_PYTHON = 90

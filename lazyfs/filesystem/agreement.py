@@ -29,6 +29,13 @@ UNIQUE = struct.Struct("=Q")
 AT_UNIQUE = 8
 """Where a request and an answer say which request it is: fuse_in_header, fuse_out_header."""
 
+NOTICE = struct.Struct("=IiQ")
+"""fuse_out_header of what answers no request: its length, what it is, 0."""
+
+NOTIFY_RESEND = 7
+"""FUSE_NOTIFY_RESEND, include/uapi/linux/fuse.h; fuse_resend in fs/fuse/dev.c. It is about requests only: no page and
+no name is touched by it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -95,3 +102,9 @@ def send(kernel: int, answer: bytes, complete: Callable[[bytearray], None] | Non
         os.write(kernel, words)
     except OSError as error:
         raise SetupError(f"the kernel does not take the answer to its first request: {error.strerror}") from None
+
+
+def send_again(kernel: int) -> None:
+    """Have the kernel send once more all that was read from it and is not answered, under numbers of its own; answers
+    to the numbers from before are not taken any more. OSError with EINVAL before Linux 6.9."""
+    os.write(kernel, NOTICE.pack(NOTICE.size, NOTIFY_RESEND, 0))

@@ -147,7 +147,8 @@ class Operations(pyfuse3.Operations):
         self._negative_ttl = negative_ttl
         self._owner = (uid, gid)
         self._modes = (stat.S_IFREG | file_mode, stat.S_IFDIR | dir_mode)
-        self._started_ns = started_ns
+        self.started_ns = started_ns
+        """When directories were last changed, in nanoseconds since the epoch, as far as we know."""
         self.calls = Calls(tree)
         self._snapshots = self.calls.snapshots
         self.failures = 0
@@ -176,7 +177,7 @@ class Operations(pyfuse3.Operations):
             entry.st_mode = pyfuse3.ModeT(self._modes[1])
             entry.st_nlink = 1
             entry.st_size = 0
-            mtime = self._started_ns
+            mtime = self.started_ns
         entry.st_blocks = -(-entry.st_size // 512)
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = mtime
         return entry

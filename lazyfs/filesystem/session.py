@@ -21,13 +21,19 @@ import pyfuse3
 import trio
 
 from lazyfs import errors
-from lazyfs.filesystem.agreement import AT_UNIQUE, UNIQUE, Agreement, Introduction, first_request, send
+from lazyfs.filesystem.agreement import AT_UNIQUE, UNIQUE, Agreement, Introduction, first_request, send, send_again
 from lazyfs.filesystem.fuse import Operations
 from lazyfs.filesystem.options import advice
 from lazyfs.filesystem.passthrough import completed_init
 
 MAX_TASKS = 512
 """Requests handled at once. Each waiting read holds one, and a mapped reader's fault must not wait for another's."""
+
+LOOK = 0.002
+"""Seconds between two looks whether all is answered."""
+
+TURNS = 4
+"""Turns of the loop after which every task that was about to read has read."""
 
 NOBODYS = 1 << 63
 """The number of a request that the kernel did not send: its own count from 2 upwards, in steps of 2."""
@@ -127,12 +133,14 @@ class Session:
         """Make `run` return."""
         pyfuse3.terminate()
 
-    def pause(self) -> None:
-        """Read no more requests, but for one that is about to be read, in the loop's next turn; those that were read
-        are answered. `run` goes on until `resume` or `give_up`."""
+    async def pause(self) -> None:
+        """Read no more requests; those that were read are answered. `run` goes on until `resume` or `give_up`."""
         self._paused = trio.Event()
         _pyfuse3.trio = _NO_MORE  # as pyfuse3.asyncio puts its own there
         trio.lowlevel.notify_closing(self.descriptor)
+        with trio.CancelScope(shield=True):
+            for _ in range(TURNS):  # a task that was told of a request before this does read it
+                await trio.lowlevel.checkpoint()
 
     def give_up(self) -> None:
         """After `pause`: `run` returns when all is answered."""
@@ -147,6 +155,21 @@ class Session:
         _pyfuse3.trio = trio
         self._nursery.start_soon(self._answer)
         paused.set()
+
+    async def ask_again(self) -> None:
+        """Have the kernel ask once more what a process that is gone has read and not answered. It asks all else that is
+        not answered once more as well, so this waits for what may not be done twice: all but reads. `SetupError` if the
+        kernel cannot."""
+        while self._operations.calls.under_way:  # noqa: ASYNC110 - nothing else asks, and no call shall pay for it
+            await trio.sleep(LOOK)
+        try:
+            send_again(self.descriptor)
+        except OSError as error:
+            raise errors.SetupError(
+                f"the kernel cannot ask again what a process that is gone had begun (from Linux 6.9 on it can: "
+                f"{error.strerror}); whoever waits for that waits until the mount is aborted, see "
+                "/sys/fs/fuse/connections"
+            ) from None
 
     def close(self) -> None:
         """Unmount, if that has not happened, and end the session."""

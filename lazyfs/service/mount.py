@@ -203,13 +203,15 @@ class RunningMount:
 
     def packed(self) -> dict[str, Any]:
         """What the kernel counts on (`filesystem.moving`)."""
-        return moving.packed(self.tree, self.files, self.operations.calls, self.passthrough)
+        state = moving.packed(self.tree, self.files, self.operations.calls, self.passthrough)
+        return {**state, "started_ns": self.operations.started_ns}
 
     async def take_over(self, successor: Successor) -> Session:
         """Serve what another process has served until now."""
         agreement, state = await successor.prepared()
         for file in moving.restore(dict(state), self.tree, self.files, self.operations.calls, self.passthrough):
             self._opened(file)
+        self.operations.started_ns = int(state.get("started_ns", self.operations.started_ns))
         return self.attach(agreement, successor.descriptor)
 
     async def prove(self) -> None:

@@ -16,16 +16,14 @@ import trio
 from lazyfs import errors
 from lazyfs.config import Config, SourceConfig
 from lazyfs.filesystem.session import Session
+from lazyfs.service.formers import Formers
 from lazyfs.service.mount import RunningMount
 from lazyfs.service.notify import notify
-from lazyfs.service.succession import Predecessor, Successor, now_main, why_not
+from lazyfs.service.succession import LAST_READS, Predecessor, Successor, now_main, why_not
 from lazyfs.service.watchdog import Watchdog
 from lazyfs.service.watching import Watching
 
 log = logging.getLogger(__name__)
-
-LAST_READS = 2.0
-"""Seconds that an end waits for reads under way; their readers get an error after that, as mapped ones SIGBUS."""
 
 
 async def serve(
@@ -83,6 +81,7 @@ async def _live(
         mount.disk.close()
         raise
     ours, moved = successor is None, False
+    formers = Formers(session, nursery)
     try:
         if watching is not None:
             watching.start()
@@ -94,10 +93,15 @@ async def _live(
         if successor is not None:
             await mount.operations.begun.wait()
             ours = True
-            await successor.serving()
+            await successor.serving(formers)
             watching = _watching_again(config, mount)
-        else:
+        try:
             await _unless(stop, nursery, mount.prove)
+        except errors.SetupError as error:
+            if successor is None:
+                raise
+            if not stop.is_set():  # it is served, and somebody has it open
+                log.error("the mount goes on, though: %s", error)
         # In a thread: it runs programs that may look at every mount, this one included.
         await trio.to_thread.run_sync(mount.tune)
         _watched(watching, True)
@@ -123,12 +127,13 @@ async def _live(
             idle=lambda: mount.operations.calls.under_way == 0,
             state=mount.packed,
             moved=move,
+            formers=formers,
             why_not=why_not(handed=mount.is_handed, arguments=sys.argv),
             nursery=nursery,
         )
         await stop.wait()
         if moved:
-            await ended.wait()
+            await mount.predecessor.finish(ended, watchdog.asked, reads.cancel)
         else:
             await _end(watchdog, watching, session, reads, ended)
     finally:

@@ -10,14 +10,15 @@ Both sides speak JSON, a message a line, over a socket that the next process inh
     next   -> first   prepared  sources listed, cache open
     first  -> next    state     nobody reads requests now; all but reads are answered
     next   -> first   serving   it reads requests
-    first  -> next    yours     sockets and logs are closed here: open yours
+    first  -> next    yours     sockets and logs are closed here: open yours; and who else still answers
+    first  -> next    answered  all that was read here
 
-What the first has read it answers itself, over the same descriptor, and ends when the last of it is answered.
+What the first has read it answers itself, over the same descriptor, and ends when the last of it is answered. If it
+ends before, the next process has the kernel ask again (`formers.py`); if nobody serves the mount any more, so does it.
 
-Why no process of systemd keeps the descriptor for a daemon that crashes (FDSTORE=1): the kernel waits for answers to
-what the dead one had read, and while anybody holds the connection it waits for ever; and the numbers that the kernel
-goes on with are known to nobody any more. Closed with the daemon, readers get an error at once and the next mount
-clears the place.
+Why no process of systemd keeps the descriptor for a daemon that crashes (FDSTORE=1): the numbers that the kernel goes
+on with are known to nobody any more, and to write each of them down before it is given out would cost every lookup a
+write that survives a crash. Closed with the daemon, readers get an error at once, the next mount clears the place.
 """
 
 import base64
@@ -36,7 +37,9 @@ import trio
 from lazyfs import __version__
 from lazyfs.errors import SetupError
 from lazyfs.filesystem.agreement import Agreement
-from lazyfs.filesystem.session import Session
+from lazyfs.filesystem.session import LOOK, Session
+from lazyfs.service.channel import Channel
+from lazyfs.service.formers import ANSWERED, Formers, taken_over
 from lazyfs.service.notify import listens, notify
 
 log = logging.getLogger(__name__)
@@ -48,53 +51,19 @@ SWITCHING = 20.0
 """Seconds without anybody who reads requests: for the last answers but those to reads, and for the next process to
 restore and begin. What is asked meanwhile waits in the kernel."""
 
-LOOK = 0.002
-"""Seconds between two looks whether all is answered."""
+SLOW_ANSWERS = 120.0
+"""Seconds that answers which S3 is slow to give, but for those to reads, are waited for while the mount is served."""
+
+PAUSE = 0.5
+"""Seconds without anybody who reads requests for the answers that were begun just before."""
+
+PAUSES = 5
+"""How often that is tried: each leaves a session of libfuse in memory, and readers wait."""
+
+LAST_READS = 2.0
+"""Seconds that an end waits for reads under way; their readers get an error after that, as mapped ones SIGBUS."""
 
 HIDDEN_OPTIONS = ("--successor-fd", "--ready-fd")
-
-LARGEST_STATE = 1 << 30
-
-Message = dict[str, Any]
-
-
-class Channel:
-    """One side's end of the socket."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(end))
-        self._buffer = bytearray()
-
-    async def send(self, name: str, **more: object) -> None:
-        """A message. `SetupError` if the other side is gone."""
-        try:
-            await self._stream.send_all(json.dumps({"message": name, **more}).encode() + b"\n")
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise SetupError("the other process has ended") from None
-
-    async def receive(self, name: str) -> Message:
-        """The next message, which must be this one. `SetupError` with what the other side says instead, or if it has
-        ended."""
-        while b"\n" not in self._buffer:
-            try:
-                more = await self._stream.receive_some(1 << 20)
-            except trio.BrokenResourceError:
-                more = b""
-            if not more or len(self._buffer) > LARGEST_STATE:
-                raise SetupError("the other process has ended; its log says why")
-            self._buffer += more
-        line, _, rest = self._buffer.partition(b"\n")
-        self._buffer = bytearray(rest)
-        found = dict(json.loads(line))
-        if found["message"] != name:
-            raise SetupError(str(found.get("words") or f"the other process says {found['message']!r}"))
-        return found
-
-    async def close(self) -> None:
-        """No more messages."""
-        with contextlib.suppress(trio.BrokenResourceError):
-            await self._stream.aclose()
-
 
 # ---- the process that serves the mount now
 
@@ -103,7 +72,8 @@ def successor_command(python: str, arguments: list[str], descriptor: int) -> lis
     """The same command once more, for a process that inherits `descriptor`."""
     same = [word for word in arguments if not word.startswith(HIDDEN_OPTIONS)]
     at = same.index("mount") + 1
-    return [python, "-m", "lazyfs", *same[:at], f"--successor-fd={descriptor}", *same[at:]]
+    # -P: not what is called lazyfs in whatever directory the first one was started in.
+    return [python, "-P", "-m", "lazyfs", *same[:at], f"--successor-fd={descriptor}", *same[at:]]
 
 
 def why_not(*, handed: bool, arguments: list[str]) -> str:
@@ -122,8 +92,8 @@ def why_not(*, handed: bool, arguments: list[str]) -> str:
 
 class Predecessor:
     """Hands a mount over. `idle`: all but reads is answered. `state` is what the kernel counts on then. `moved` is
-    called when the other process serves, and returns once what cannot be shared is closed. `why_not` says, in a
-    sentence, why this process cannot; else it is empty."""
+    called when the other process serves, and returns once what cannot be shared is closed. `formers` are handed over as
+    well. `why_not` says, in a sentence, why this process cannot; else it is empty."""
 
     def __init__(
         self,
@@ -133,6 +103,7 @@ class Predecessor:
         idle: Callable[[], bool],
         state: Callable[[], Mapping[str, Any]],
         moved: Callable[[int], Awaitable[None]],
+        formers: Formers,
         why_not: str,
         nursery: trio.Nursery,
     ) -> None:
@@ -141,8 +112,11 @@ class Predecessor:
         self._idle = idle
         self._state = state
         self._moved = moved
+        self._formers = formers
         self._why_not = why_not
         self._nursery = nursery
+        self._successor: Channel | None = None
+        self._handed_over = trio.Event()
         self._step = ""
         self._trouble = ""
 
@@ -171,39 +145,72 @@ class Predecessor:
 
     async def _hand_over(self, python: str) -> None:
         ours, theirs = socket.socketpair()
-        kernel = os.dup(self._session.descriptor)
+        kernel, copies = os.dup(self._session.descriptor), self._formers.copies()
+        passed = (theirs.fileno(), kernel, *copies)
         try:
             command = successor_command(python, sys.argv[1:], theirs.fileno())
             environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
-            process = await trio.to_thread.run_sync(_started, command, environment, (theirs.fileno(), kernel))
+            process = await trio.to_thread.run_sync(_started, command, environment, passed)
         finally:
             theirs.close()
-            os.close(kernel)
-        channel = Channel(ours)
+            for number in (kernel, *copies):
+                os.close(number)
+        channel, told = Channel(ours), False
         try:
             with trio.fail_after(PREPARING):
-                await channel.send("hello", mountpoint=self._mountpoint, descriptor=kernel, version=__version__)
+                hello = {"mountpoint": self._mountpoint, "descriptor": kernel, "formers": list(copies)}
+                await channel.send("hello", **hello, version=__version__)
                 await channel.receive("prepared")
+            await self._quiet()
+            told = True
             await self._switch(channel)
         except BaseException:
             process.kill()
             await trio.to_thread.run_sync(process.wait)
+            await channel.close()
+            if told:  # it may have read some of what was asked since
+                try:
+                    await self._session.ask_again()
+                except SetupError as error:
+                    log.error("%s", error)
             raise
         log.info("the mount is served by process %d now; this one answers what it has read", process.pid)
+        self._successor = channel
         await self._moved(process.pid)
         with contextlib.suppress(SetupError):
-            await channel.send("yours")
-        await channel.close()
+            await channel.send("yours", formers=self._formers.leave(copies))
+        self._handed_over.set()
 
-    async def _switch(self, channel: Channel) -> None:
-        self._step = "switching"
-        self._session.pause()
-        try:
-            with trio.fail_after(SWITCHING):
-                # What was about to be read is read in the loop's next turns.
-                await trio.sleep(LOOK)
+    async def _quiet(self) -> None:
+        """Return when nobody reads requests, and all that was read but reads is answered. While S3 is slow to answer,
+        the mount is served."""
+        with trio.move_on_after(SLOW_ANSWERS):
+            for _ in range(PAUSES):
+                self._step = "waiting"
                 while not self._idle():  # noqa: ASYNC110 - nothing else asks, and no call shall pay for it
                     await trio.sleep(LOOK)
+                self._step = "switching"
+                if await self._paused():
+                    return
+        raise SetupError("S3 is slow to answer who looks up names just now; try again later")
+
+    async def _paused(self) -> bool:
+        """Read no more requests, if all but reads is answered soon."""
+        await self._session.pause()
+        quiet = False
+        try:
+            with trio.move_on_after(PAUSE):
+                while not self._idle():  # noqa: ASYNC110 - as above
+                    await trio.sleep(LOOK)
+                quiet = True
+        finally:
+            if not quiet:
+                self._session.resume()
+        return quiet
+
+    async def _switch(self, channel: Channel) -> None:
+        try:
+            with trio.fail_after(SWITCHING):
                 agreement = self._session.agreement
                 assert agreement is not None  # noqa: S101 - the mount is served
                 await channel.send(
@@ -217,6 +224,37 @@ class Predecessor:
             self._session.resume()
             raise
         self._session.give_up()
+
+    async def finish(self, ended: trio.Event, asked: trio.Event, give_up: Callable[[], None]) -> None:
+        """After the mount is handed over: return when what was read here is answered, which sets `ended`, and say so.
+        `give_up` has the rest not answered: when this process is `asked` to end, and when the other one has ended and
+        nobody serves the mount."""
+        await self._handed_over.wait()
+        channel, all_answered = self._successor, True
+        assert channel is not None  # noqa: S101 - the mount is handed over
+
+        async def end_when_asked() -> None:
+            nonlocal all_answered
+            await asked.wait()
+            all_answered = False
+            give_up()
+
+        async def end_with_it() -> None:
+            await channel.gone()
+            log.info("the process that serves the mount has ended, and so does this one")
+            with trio.move_on_after(LAST_READS):
+                await ended.wait()
+            give_up()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_when_asked)
+            nursery.start_soon(end_with_it)
+            await ended.wait()
+            nursery.cancel_scope.cancel()
+        if all_answered:
+            with contextlib.suppress(SetupError):
+                await channel.send(ANSWERED)
+        await channel.close()
 
 
 def _started(command: list[str], environment: dict[str, str], passed: tuple[int, ...]) -> "subprocess.Popen[bytes]":
@@ -242,7 +280,9 @@ class Successor:
                 words += more
             hello = json.loads(words)
             self.mountpoint, self.descriptor = str(hello["mountpoint"]), int(hello["descriptor"])
-            os.set_inheritable(self.descriptor, False)
+            self._copies = [int(number) for number in hello.get("formers", ())]
+            for number in (self.descriptor, *self._copies):
+                os.set_inheritable(number, False)
         except (OSError, ValueError, KeyError, TypeError):
             raise SetupError("nobody hands a mount over; `lazyfs upgrade` has one handed over") from None
         self._channel: Channel | None = None
@@ -255,13 +295,16 @@ class Successor:
         agreement = Agreement(base64.b64decode(found["request"]), base64.b64decode(found["answer"]))
         return agreement, found["state"]
 
-    async def serving(self) -> None:
-        """Say that this process serves, and wait until the other one has closed what cannot be shared."""
+    async def serving(self, formers: Formers) -> None:
+        """Say that this process serves, and wait until the other one has closed what cannot be shared. It and those
+        before it that still answer are `formers` from here on; one that is gone leaves the mount to this process."""
         assert self._channel is not None  # noqa: S101 - `prepared` came before
-        await self._channel.send("serving")
+        left = self._copies
         with contextlib.suppress(SetupError):
-            await self._channel.receive("yours")
-        await self._channel.close()
+            await self._channel.send("serving")
+            left = (await self._channel.receive("yours")).get("formers", [])
+        for channel in [self._channel, *taken_over(self._copies, left)]:
+            formers.follow(channel)
 
     async def failed(self, error: Exception) -> None:
         """Say why not."""

@@ -148,9 +148,9 @@ def test_the_same_command_once_more() -> None:
     """Without what is of one start only."""
     first = ["/bin/lazyfs", "mount", "--foreground", "--ready-fd=5", "--allow-other", "--", "s3://b", "/m"]
     found = succession.successor_command("/py", first[1:], 9)
-    assert found[:6] == ["/py", "-m", "lazyfs", "mount", "--successor-fd=9", "--foreground"]
-    assert found[6:] == ["--allow-other", "--", "s3://b", "/m"]
-    assert succession.successor_command("/py", found[3:], 11) == [*found[:4], "--successor-fd=11", *found[5:]]
+    assert found[:7] == ["/py", "-P", "-m", "lazyfs", "mount", "--successor-fd=9", "--foreground"]
+    assert found[7:] == ["--allow-other", "--", "s3://b", "/m"]
+    assert succession.successor_command("/py", found[4:], 11) == [*found[:5], "--successor-fd=11", *found[6:]]
 
 
 def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
