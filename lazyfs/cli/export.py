@@ -218,7 +218,7 @@ def _published(name: str, dest: str, force: bool, source: str, given: dict[str, 
 
     config, where = reached(source, "--source", given)
     of = parse(name)
-    if (mounted := in_a_mount(where, of)) is not None:
+    if (mounted := in_a_mount(where, of, unpacked=False)) is not None:
         return _from_mount(str(mounted), dest, force, without=DIGESTS)
     if os.path.lexists(dest) and not os.path.isdir(dest):
         raise UsageError(f"{dest} is a file, and {of} is a directory; name one, which is made if it is not there")

@@ -86,6 +86,7 @@ class Library:
         mounted: Callable[[ModelVersion], Path | None],
         connections: int,
         cold_starts: int,
+        unpack: bool = True,
     ) -> None:
         self.shelf = shelf
         self._bucket = bucket
@@ -93,6 +94,7 @@ class Library:
         self._mounted = mounted
         self._connections = connections
         self._cold_starts = cold_starts
+        self._unpack = unpack
         self._lock = threading.Lock()
         self._leases = Leases(shelf)
         self._counts = dict.fromkeys(
@@ -108,7 +110,7 @@ class Library:
             return path
         if self._leases.take(of):
             self._count("hits")
-            return self.shelf.place(of)
+            return self.shelf.given(of)
         return None
 
     async def get(self, of: ModelVersion) -> Path:
@@ -127,7 +129,7 @@ class Library:
             if await trio.to_thread.run_sync(self._leases.take, of):
                 if not brought:
                     self._count("hits")  # somebody else has brought it
-                return self.shelf.place(of)
+                return self.shelf.given(of)
 
     async def put(self, of: ModelVersion, path: Path, *, force: bool = False) -> Path:
         """Publish a file or directory as this version, and keep a copy here. `UsageError` if it is there already."""
@@ -245,7 +247,7 @@ class Library:
             self._count("fetched_bytes", download.result.fetched)
             self._count("resumed_bytes", download.result.resumed)
             self._count("wrong", download.result.wrong)
-        await trio.to_thread.run_sync(self.shelf.finish, manifest)
+        await self._finish(manifest)
         return True
 
     async def _from_origin(self, of: ModelVersion, origin: Origin) -> bool:
@@ -271,7 +273,11 @@ class Library:
         sizes = manifest or Manifest(of, [ManifestFile(f.name, f.size, "0" * 64, 0) for f in files], "")
         await trio.to_thread.run_sync(self.shelf.reserve, sizes)
         made = await trio.to_thread.run_sync(copied, self.shelf, of, files, manifest)
-        await trio.to_thread.run_sync(self.shelf.finish, made)
+        await self._finish(made)
+
+    async def _finish(self, manifest: Manifest) -> None:
+        unpacked = await trio.to_thread.run_sync(self.shelf.unpack, manifest) if self._unpack else ""
+        await trio.to_thread.run_sync(self.shelf.finish, manifest, unpacked)
 
     async def _with_bucket(self, job: Callable[[Bucket], Awaitable[T]]) -> T:
         if self._bucket is None:

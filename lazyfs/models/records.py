@@ -15,22 +15,26 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lazyfs.errors import Corrupt
 from lazyfs.models.manifest import Manifest, pack, unpack
 from lazyfs.models.names import ModelVersion
+from lazyfs.models.unpacked import archive_of, folder_of
 from lazyfs.objects import Source
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One version on this disk: its `size` in bytes of disk, and whether it is `here`, or is going to be."""
+    """One version on this disk: its `size` in bytes of disk, and whether it is `here`, or is going to be. `unpacked` is
+    the directory with what is in its archive, relative to its own; empty if there is none."""
 
     place: str
     prefix: str
     manifest: Manifest
     size: int
     here: bool
+    unpacked: str = ""
 
     @property
     def of(self) -> ModelVersion:
@@ -42,6 +46,12 @@ def name_of(source: Source | None, of: ModelVersion) -> str:
     """The name of a version's record, another for each version of each source."""
     parts = (source.listing_place if source else "", source.prefix if source else "", of.model, of.version)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _unpacked(found: dict[str, Any], manifest: Manifest) -> str:
+    """As it was written; nothing else leads anywhere."""
+    path = archive_of(manifest.files)
+    return folder_of(path) if path and found.get("unpacked") == folder_of(path) else ""
 
 
 class Records:
@@ -56,7 +66,8 @@ class Records:
             found = json.loads((self._folder / f"{name}.json").read_bytes())
             of = ModelVersion(found["model"], found["version"])
             manifest = unpack(json.dumps(found["manifest"]).encode(), of)
-            return Record(found["place"], found["prefix"], manifest, int(found["size"]), bool(found["here"]))
+            size, here = int(found["size"]), bool(found["here"])
+            return Record(found["place"], found["prefix"], manifest, size, here, _unpacked(found, manifest))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, RecursionError, Corrupt):
@@ -81,6 +92,7 @@ class Records:
             "version": of.version,
             "size": record.size,
             "here": record.here,
+            "unpacked": record.unpacked,
             "manifest": json.loads(pack(record.manifest)),
         }
         temporary = self._folder / f"{name}.new"

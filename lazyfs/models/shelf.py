@@ -23,7 +23,8 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lazyfs.cache.directory import MODELS, USED, CacheDirectory
@@ -33,6 +34,7 @@ from lazyfs.errors import CacheUnavailable, NoRoom, SetupError
 from lazyfs.models.manifest import Manifest
 from lazyfs.models.names import ModelVersion
 from lazyfs.models.records import Record, Records, name_of
+from lazyfs.models.unpacked import archive_of, folder_of, unpack
 from lazyfs.objects import MIB, Source
 
 RECORD_SIZE = 4096
@@ -103,6 +105,8 @@ class Shelf:
             return False
         place = self.place(of)
         try:
+            if record.unpacked and not (place / record.unpacked).is_dir():
+                return False
             return all((place / file.path).stat().st_size == file.size for file in record.manifest.files)
         except OSError:
             return False
@@ -157,7 +161,32 @@ class Shelf:
                 raise
             self.records.put(name, Record(*self._of_source(), manifest, need, here=False))
 
-    def finish(self, manifest: Manifest) -> Path:
+    def unpack(self, manifest: Manifest) -> str:
+        """Of a version that is one archive, unpack it beside itself in `coming/<name>/files`, making room; the
+        directory, empty if it is none. `NoRoom` if that does not fit."""
+        path = archive_of(manifest.files)
+        if not path:
+            return ""
+        archive = self.coming(manifest.of) / "files" / path
+        shutil.rmtree(folder_of(str(archive)), ignore_errors=True)  # what a kill has left
+        return folder_of(path) if unpack(archive, lambda sizes: self._reserve_more(manifest.of, sizes)) else ""
+
+    def _reserve_more(self, of: ModelVersion, sizes: Sequence[int]) -> None:
+        more = sum(disk_size(size) + RECORD_SIZE for size in sizes)
+        with self._counting():
+            record = self.records.get(self.name(of))
+            if record is None:
+                raise SetupError(f"the record of {of} in {self.root} was removed while it was fetched; get it again")
+            with self._room() as room:
+                self._make_room(room, of, more, 0)
+            self.records.put(self.name(of), replace(record, size=record.size + more))
+
+    def given(self, of: ModelVersion) -> Path:
+        """What is handed out of a version that is here: its files, or those in the archive that it is."""
+        record = self.records.get(self.name(of))
+        return self.place(of) / record.unpacked if record is not None and record.unpacked else self.place(of)
+
+    def finish(self, manifest: Manifest, unpacked: str = "") -> Path:
         """All files are in `coming/<name>/files`, and right: they are here."""
         of, name = manifest.of, self.name(manifest.of)
         coming, place = self.coming(of), self.place(of)
@@ -169,7 +198,7 @@ class Shelf:
                 raise SetupError(f"the record of {of} in {self.root} was removed while it was fetched; get it again")
             self._set_aside(place)
             (coming / "files").rename(place)
-            self.records.put(name, Record(record.place, record.prefix, manifest, record.size, here=True))
+            self.records.put(name, replace(record, manifest=manifest, here=True, unpacked=unpacked))
         self._set_aside(coming)
         self._clear_gone()
         return place

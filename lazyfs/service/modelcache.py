@@ -13,14 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from lazyfs.archives.names import may_be_archive
 from lazyfs.config import Config, parse_source
 from lazyfs.errors import UsageError
+from lazyfs.filesystem.sidecars import is_sidecar
 from lazyfs.models.bucket import Bucket
 from lazyfs.models.library import Library, LibraryStatistics, Model, OpensBucket
 from lazyfs.models.names import MANIFEST, ModelVersion
 from lazyfs.models.origins import Origin
 from lazyfs.models.places import source_said
 from lazyfs.models.shelf import Shelf
+from lazyfs.models.unpacked import folder_of
 from lazyfs.moments import split_moment
 from lazyfs.objects import Source
 from lazyfs.service import mounts
@@ -75,6 +78,7 @@ class AsyncModelCache:
         origin: Origin | None = None,
         use_mounts: bool = True,
         cold_starts: int = COLD_STARTS,
+        unpack: bool = True,
         **settings: Any,
     ) -> None:
         """See `ModelCache`. Blocks for some milliseconds; sends nothing."""
@@ -98,9 +102,10 @@ class AsyncModelCache:
             ),
             bucket=None if where is None else _opener(config, where),
             origin=origin,
-            mounted=lambda of: in_a_mount(where, of) if use_mounts and where is not None else None,
+            mounted=lambda of: in_a_mount(where, of, unpacked=unpack) if use_mounts and where is not None else None,
             connections=config.max_connections,
             cold_starts=cold_starts,
+            unpack=unpack,
         )
 
     async def get(self, model: str, version: str) -> Path:
@@ -169,19 +174,21 @@ class ModelCache:
         origin: Origin | None = None,
         use_mounts: bool = True,
         cold_starts: int = COLD_STARTS,
+        unpack: bool = True,
         **settings: Any,
     ) -> None:
         """`source`: s3://bucket/prefix/; default: LAZYFS_SOURCE or MODEL_CACHE_S3_BUCKET. `origin`: where a version is
         brought from that the bucket does not have, and then published there. `use_mounts`: give the path in a mount of
         the source, where this machine has one. `cold_starts`: most versions that are brought from the bucket at a time,
-        by all processes that share the cache directory; the others wait for their turn.
+        by all processes that share the cache directory; the others wait for their turn. `unpack`: of a version that is
+        one archive (.tar, .tar.gz, .tgz, .tar.zst, .tzst), give the directory with what is in it.
 
         `settings` are those of a mount, by name, as text or value: `cache_dir` (or MODEL_CACHE_DIR), `max_cache_size`
         (or MODEL_CACHE_MAX_BYTES), `endpoint_url` and so on; each is also LAZYFS_<NAME> in the environment.
         `UsageError` and `SetupError` say what is wrong with them.
         """
         self._cache = AsyncModelCache(
-            source, origin=origin, use_mounts=use_mounts, cold_starts=cold_starts, **settings
+            source, origin=origin, use_mounts=use_mounts, cold_starts=cold_starts, unpack=unpack, **settings
         )
 
     def get(self, model: str, version: str) -> Path:
@@ -240,8 +247,9 @@ class ModelCache:
         self.close()
 
 
-def in_a_mount(source: Source, of: ModelVersion) -> Path | None:
-    """Where a mount of this machine shows the whole version; None if none does, or does not answer."""
+def in_a_mount(source: Source, of: ModelVersion, *, unpacked: bool) -> Path | None:
+    """Where a mount of this machine shows the whole version; None if none does, or does not answer. `unpacked`: of one
+    that is an archive, as the directory with what is in it, or not at all."""
     wanted = of.prefix(source.prefix)
     for mount in reversed(mounts.mounts()):
         # Of several sources, mountinfo names none.
@@ -253,11 +261,22 @@ def in_a_mount(source: Source, of: ModelVersion) -> Path | None:
             for name, shown in [(one["name"], _shown(one)) for one in reported]:
                 path = Path(mount.mountpoint, name, wanted.removeprefix(shown.prefix))
                 same = shown.listing_place == source.listing_place and wanted.startswith(shown.prefix)
-                if same and _key_of(path / MANIFEST) == wanted + MANIFEST:
-                    return path
+                whole = same and _key_of(path / MANIFEST) == wanted + MANIFEST
+                if whole and (found := mounts.bounded(partial(_shown_as, path, unpacked), seconds=30.0)) is not None:
+                    return found
         except (OSError, TimeoutError, ValueError, KeyError, TypeError, UsageError):
             continue
     return None
+
+
+def _shown_as(path: Path, unpacked: bool) -> Path | None:
+    """The version's directory; that of its archive, if it is one and is to be unpacked; None if that is not shown."""
+    names = {name for name in os.listdir(path) if name != MANIFEST and not is_sidecar(name)}
+    archive = min(names, default="")
+    if not unpacked or not may_be_archive(archive) or names - {archive, folder_of(archive)}:
+        return path
+    folder = path / folder_of(archive)
+    return folder if folder.is_dir() and os.listdir(folder) else None
 
 
 def _shown(reported: dict[str, Any]) -> Source:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,21 @@ def test_a_program_needs_no_fuse(tmp_path: Path) -> None:
     code = "import sys; sys.modules['pyfuse3'] = None; from lazyfs import ModelCache; import lazyfs.aio; print('here')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout == "here\n", done.stderr
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["--archives", "none"])
+def test_an_archive_is_given_unpacked(
+    s3: FastS3Server, mounter: Mounter, cache: ModelCache, tmp_path: Path, shown: bool
+) -> None:
+    """In a mount that shows what is in it, there; beside one that does not, on this disk. Either way it is a directory
+    with the model's files."""
+    (tmp_path / "a").mkdir()
+    with tarfile.open(tmp_path / "a" / "model.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "m", ".")
+    other = ModelCache("s3://models/llm/", cache_dir=str(tmp_path / "other"), endpoint_url=s3.url, min_free_space=0)
+    with other:
+        other.put("org/packed", "v1", tmp_path / "a")
+    mount = mounter.mount(s3, "s3://models", *(["--archives"] if shown else []))
+    path = cache.get("org/packed", "v1")
+    assert path.is_relative_to(mount.path if shown else mount.cache)
+    assert {str(one.relative_to(path)): one.read_bytes() for one in path.rglob("*") if one.is_file()} == FILES
