@@ -133,6 +133,11 @@ class Config:
         parse_flag,
         "Show what is in FILE.tar, .tar.gz, .tgz, .tar.zst and .tzst as a directory FILE.tar.d beside it.",
     )
+    share_archive_indexes: bool = _of_source(
+        "false",
+        parse_flag,
+        "Leave what is found of an archive in the bucket for others, as FILE.lazyfs-index; takes rights to write.",
+    )
     retry_budget: float = _of_source(
         "5m",
         parse_duration,

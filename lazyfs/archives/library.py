@@ -64,6 +64,13 @@ class Keeps(Protocol):
     async def bring(self, versions: Sequence[ObjectVersion]) -> None: ...
 
 
+class Shares(Protocol):
+    """Where others leave what they found of an archive, as `contents.pack` gives it, and may have left anything."""
+
+    async def get(self, archive: ObjectVersion) -> bytes | None: ...
+    async def put(self, archive: ObjectVersion, packed: bytes) -> None: ...
+
+
 Unpacked = gz.Unpacked | zst.Unpacked
 
 
@@ -71,10 +78,19 @@ class Library:
     """`walk` fetches and keeps, for one after the other; `straight` may be used inside a flight. `clock` is
     wall time, seconds."""
 
-    def __init__(self, *, walk: Fetch, straight: Fetch, keeps: Keeps, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        walk: Fetch,
+        straight: Fetch,
+        keeps: Keeps,
+        shares: Shares | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._walk = walk
         self._straight = straight
         self._keeps = keeps
+        self._shares = shares
         self._clock = clock
         self._known: OrderedDict[bytes, Contents | None] = OrderedDict()
         self._open: OrderedDict[bytes, Unpacked] = OrderedDict()
@@ -122,8 +138,9 @@ class Library:
             return ...
 
     async def _make(self, archive: ObjectVersion, fetch: Fetch, threads: trio.CapacityLimiter) -> Contents | None:
+        shared = await self._shared(archive, threads) if fetch is self._walk else None
         try:
-            packed = await trio.to_thread.run_sync(_listed, archive, _blocking(fetch, archive), limiter=threads)
+            packed = shared or await self._listed(archive, fetch, threads)
             found = unpack(packed)
         except Damaged as error:
             # Once a day for a version: the note outlives the process.
@@ -142,7 +159,26 @@ class Library:
                 await self._keeps.bring([_version(archive, found.kind, path, one) for path, one in in_order])
             await self._keeps.keep(index_version(archive, len(packed)), packed)
             await self._keeps.put_note(_key(archive), json.dumps({"size": len(packed)}).encode())
+            if self._shares is not None and shared is None:
+                await self._shares.put(archive, packed)
         return found
+
+    async def _listed(self, archive: ObjectVersion, fetch: Fetch, threads: trio.CapacityLimiter) -> bytes:
+        return await trio.to_thread.run_sync(_listed, archive, _blocking(fetch, archive), limiter=threads)
+
+    async def _shared(self, archive: ObjectVersion, threads: trio.CapacityLimiter) -> bytes | None:
+        """What somebody else has left, if unpacking can begin where it says."""
+        packed = None if self._shares is None else await self._shares.get(archive)
+        if packed is None:
+            return None
+        try:
+            found = await trio.to_thread.run_sync(unpack, packed, limiter=threads)
+            if found.kind != "tar":
+                self._remember(archive, await self._opened(archive, found, threads))
+            return packed
+        except Damaged as error:
+            log.warning("what somebody has found of the archive %r %s; it is listed here", archive.key, error)
+            return None
 
     async def unpack(self, archive: ObjectVersion, start: int, into: Sequence[memoryview]) -> None:
         """Fill `into` with what a compressed archive unpacks to, from `start` on. May be called in a flight. `Corrupt`

@@ -49,6 +49,16 @@ def bound(size: int) -> int:
     return max(ALWAYS_FINE, MOST_RATIO * size)
 
 
+Failed = zstandard.ZstdError
+"""What reading a `stream` raises of bytes that are no zstd."""
+
+
+def stream(raw: IO[bytes]) -> IO[bytes]:
+    """What all frames unpack to, for who reads on and never goes back."""
+    unpacker = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
+    return cast("IO[bytes]", unpacker.stream_reader(raw, read_across_frames=True))
+
+
 class Unpacked:
     """The unpacked bytes of one object; the failures are those of `stored`, and `Damaged`."""
 

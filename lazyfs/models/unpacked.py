@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-import zstandard
-
 from lazyfs.archives import gz, zst
 from lazyfs.archives.members import Damaged, Members, looks_like_tar, members
 from lazyfs.archives.names import SUFFIX, may_be_archive
@@ -66,7 +64,7 @@ class Forward:
     def _more(self, size: int) -> bool:
         try:
             found = self._stream.read(size)
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        except (OSError, EOFError, zlib.error, zst.Failed) as error:
             raise Damaged(f"cannot be unpacked ({error})") from None
         self._kept += found
         self._end += len(found)
@@ -88,9 +86,7 @@ def _opened(path: Path) -> Iterator[tuple[Forward, bool]]:
             with gzip.GzipFile(fileobj=raw) as stream:
                 yield Forward(cast("IO[bytes]", stream), gz.bound(size)), True
         elif zst.may_begin(head):
-            unpacker = zstandard.ZstdDecompressor(max_window_size=zst.LARGEST_WINDOW)
-            with unpacker.stream_reader(raw, read_across_frames=True) as reader:
-                yield Forward(cast("IO[bytes]", reader), zst.bound(size)), True
+            yield Forward(zst.stream(raw), zst.bound(size)), True
         elif looks_like_tar(head):
             yield Forward(raw, size), False
         else:

@@ -13,7 +13,9 @@ from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.straight import Straight
+from lazyfs.config import SourceConfig
 from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
+from lazyfs.service.shared_indexes import SharedIndexes
 from lazyfs.stores.several import Stores
 
 log = logging.getLogger(__name__)
@@ -92,11 +94,23 @@ class Walking:
         return found
 
 
-def library_of(unpacking: Unpacking, stores: Stores, disk: Disk, memory: Memory, chunks: ChunkCache) -> Library:
+def library_of(
+    unpacking: Unpacking,
+    stores: Stores,
+    disk: Disk,
+    memory: Memory,
+    chunks: ChunkCache,
+    sources: Sequence[SourceConfig],
+) -> Library:
     """The library of a mount, with `unpacking`, the store of its chunk cache, told of it."""
+    # As of another time a bucket is read and not written.
+    sharing = {one.name: one for one in sources if one.config.share_archive_indexes and not one.source.moment}
     straight = Straight(store=stores, disk=disk, memory=memory, workers=chunks.workers)
     unpacking.here = straight
     unpacking.library = Library(
-        walk=Walking(chunks).fetch, straight=straight.read, keeps=Kept(disk, chunks, straight, unpacking)
+        walk=Walking(chunks).fetch,
+        straight=straight.read,
+        keeps=Kept(disk, chunks, straight, unpacking),
+        shares=SharedIndexes(stores, sharing) if sharing else None,
     )
     return unpacking.library

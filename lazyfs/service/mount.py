@@ -90,7 +90,7 @@ class RunningMount:
         self.activity = activity.Activity()
         logging.getLogger("lazyfs").addHandler(self.activity.words)
         self.store = stores_of(sources, watched=self.activity.watched, traffic=self.traffic)
-        self.disk = disk_of(config)
+        self.disk = disk_of(config, mountpoint)
         self.memory = Memory(int(budget * (1 - COPIES_SHARE)))
         unpacking = Unpacking(self.store)
         self.chunks = ChunkCache(
@@ -104,7 +104,7 @@ class RunningMount:
         )
         library = None
         if any(one.config.archives for one in sources):
-            library = library_of(unpacking, self.store, self.disk, self.memory, self.chunks)
+            library = library_of(unpacking, self.store, self.disk, self.memory, self.chunks, sources)
         self.origins = Origins(
             sources, stores=self.store, disk=self.disk, chunks=self.chunks, nursery=nursery, library=library
         )

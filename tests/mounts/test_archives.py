@@ -16,6 +16,7 @@ from tests.mounts.test_upgrade import upgrade
 from tests.mounts.test_warming import lazyfs
 from tests.rooms.tars import squeezed, tar_of, zipped
 from tests.servers.fast import FastS3Server
+from tests.servers.faults import Fault
 from tests.servers.swift import SwiftServer
 
 FILES = {
@@ -210,3 +211,50 @@ def test_one_large_frame_of_zstd_is_unpacked_once(s3: FastS3Server, mounter: Mou
     assert mount.stats()["chunks"]["unkept"] or cached == [24 * MIB] * 3
     assert (path / "shard-0").read_bytes() == files["shard-0"]
     assert (path / "shard-2").read_bytes() == files["shard-2"]
+
+
+@pytest.mark.parametrize("name", ["m.tar", "m.tar.gz", "m.tar.zst"])
+def test_what_one_machine_found_others_need_not(s3: FastS3Server, mounter: Mounter, name: str) -> None:
+    """Left in the bucket: with a cache of its own, another mount lists a directory for its index and no more than the
+    first bytes of the archive; and what it reads is right."""
+    put(s3, {name: KINDS[name]})
+    sharing = "--share-archive-indexes"
+    first = mounted(s3, mounter, sharing)
+    assert tree(first.path / f"{name}.d") == FILES
+    assert s3.objects.get("models", f"llm/{name}.lazyfs-index") is not None
+    s3.take_log()
+    second = mounter.mount(
+        s3, "s3://models/llm/", "--archives", sharing, cache=mounter.cache("other"), at=mounter.place("two")
+    )
+    assert sorted(os.listdir(second.path / f"{name}.d/a")) == ["b", "one.txt"]
+    sent = [request for request in s3.take_log() if request.kind == "GET"]
+    assert {request.key for request in sent} <= {f"llm/{name}", f"llm/{name}.lazyfs-index"}
+    assert sum(request.bytes_sent for request in sent if request.key == f"llm/{name}") <= MIB
+    assert tree(second.path / f"{name}.d") == FILES
+
+
+@pytest.mark.parametrize("how", ["damaged", "of another archive", "no index", "no right to write"])
+def test_what_was_left_is_not_believed_as_such(s3: FastS3Server, mounter: Mounter, how: str) -> None:
+    """Whatever is there: the members are right, and it is replaced where that is possible."""
+    put(s3, {"m.tar.gz": KINDS["m.tar.gz"]})
+    words = ("is made anew", "cannot be left", "it is listed here")
+    first = mounted(s3, mounter, "--share-archive-indexes")
+    assert tree(first.path / "m.tar.gz.d") == FILES
+    key = "llm/m.tar.gz.lazyfs-index"
+    entry = s3.client().get_object(Bucket="models", Key=key)["Body"].read()
+    wrong = {
+        "damaged": entry[:-100] + bytes(100),
+        "of another archive": entry.replace(b'"size": ', b'"size": 1'),
+        "no index": b"no index at all",
+        "no right to write": b"",
+    }[how]
+    s3.put("models", key, wrong)
+    if how == "no right to write":
+        s3.fault = lambda request: Fault(status=403, code="AccessDenied") if request.method == "PUT" else None
+    second = mounter.mount(
+        s3, "s3://models/llm/", "--archives", "--share-archive-indexes", cache=mounter.cache("other"),
+        at=mounter.place("two"), expect=words,
+    )  # fmt: skip
+    assert tree(second.path / "m.tar.gz.d") == FILES
+    found = s3.client().get_object(Bucket="models", Key=key)["Body"].read()
+    assert (found == entry) == (how != "no right to write")

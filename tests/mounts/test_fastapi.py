@@ -97,7 +97,7 @@ def test_asked_while_the_model_arrives(s3: FastS3Server, env: dict[str, str], tm
     """503 with Retry-After and how far it is, then 200 and the right answer; statistics and metrics all the time."""
     publish(s3, tmp_path, env)
     with held(s3) as gate, serving(env, tmp_path / "log") as (url, _):
-        gate.wait_for(1)
+        gate.wait_for(1, 60)
         status, health, headers = ask(f"{url}/cache/health")
         assert (status, health["step"], health["ready"]) == (503, "getting", False)
         assert int(headers["retry-after"]) > 0
@@ -119,7 +119,7 @@ def test_stopped_while_the_model_arrives(s3: FastS3Server, env: dict[str, str], 
     """A server that is told to end does so though S3 does not answer."""
     publish(s3, tmp_path, env)
     with held(s3) as gate, serving(env, tmp_path / "log") as (url, server):
-        gate.wait_for(1)
+        gate.wait_for(1, 60)
         assert ask(f"{url}/cache/health")[0] == 503
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) in (0, -signal.SIGTERM)

@@ -179,6 +179,12 @@ def test_a_cache_that_cannot_be_written(call: Call) -> None:
     call.refused(1, "is not writable")
 
 
+def test_a_cache_that_the_mount_would_hide(call: Call) -> None:
+    call.without("cache-dir")
+    call.options.append(f"--cache-dir={call.path}")
+    call.refused(1, "is in the mountpoint")
+
+
 @pytest.mark.skipif(IS_ROOT, reason="root owns what it wants to")
 def test_a_cache_of_somebody_else(call: Call) -> None:
     call.without("cache-dir")
