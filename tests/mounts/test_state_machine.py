@@ -237,7 +237,7 @@ def test_every_read_is_of_the_version_that_was_opened() -> None:
             run_state_machine_as_test(
                 machine_in(world),
                 settings=settings(
-                    max_examples=300 if FULL else 24,
+                    max_examples=300 if FULL else 12,
                     stateful_step_count=40,
                     deadline=None,
                     derandomize=not FULL,
