@@ -12,6 +12,7 @@ What is in a manifest is believed for as long as reads find what it says. One th
 is told of once, and what is below it is listed as everything else. Must not know the kernel. Loop thread only.
 """
 
+import contextlib
 import logging
 from bisect import bisect_left
 from collections import OrderedDict, defaultdict
@@ -19,6 +20,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lazyfs.cache.listings import STALE_FOR
+from lazyfs.cache.walks import ancestors
 from lazyfs.errors import AccessDenied, Corrupt, LazyfsError, NotFound, StoreError, UsageError
 from lazyfs.models.manifest import LARGEST, Manifest, unpack
 from lazyfs.models.names import MANIFEST, ModelVersion
@@ -28,6 +31,10 @@ log = logging.getLogger(__name__)
 
 REMEMBERED = 16
 """Manifests in memory; one of a thousand files takes half a MiB."""
+
+
+MOST_TOPS = 4096
+"""Versions of which is known that they are some, and what was found of their manifests."""
 
 
 class Lists(Protocol):
@@ -131,9 +138,10 @@ class Trees:
         self._root = root
         self._origin = origin
         self._stat = stat
-        self._tops: dict[str, ObjectInfo] = {}
-        self._disbelieved: set[tuple[str, str]] = set()
-        self._agreed: set[tuple[str, str]] = set()
+        self._tops: OrderedDict[str, ObjectInfo] = OrderedDict()
+        # Keys of manifests, with the ETag of which it was found, and whether that is to be believed.
+        self._found: OrderedDict[str, tuple[str, bool]] = OrderedDict()
+        self._failed_at = float("-inf")
 
     async def list(self, prefix: str, doubted: bool = False) -> Listing:
         """The listing of a directory, as `cache.listings.Listings` gives it, or out of a manifest."""
@@ -150,16 +158,17 @@ class Trees:
         key, objects = prefix + MANIFEST, listing.objects
         at = bisect_left(range(len(objects)), key, key=lambda number: objects[number].key)
         manifest = objects[at] if at < len(objects) and objects[at].key == key else None
-        if manifest is None:
-            self._tops.pop(prefix, None)
-        else:
+        self._tops.pop(prefix, None)
+        if manifest is not None:
             self._tops[prefix] = manifest
+            if len(self._tops) > MOST_TOPS:
+                self._tops.popitem(last=False)
 
     async def _from_manifest(self, prefix: str, doubted: bool) -> Listing | None:
         """None if no manifest speaks of the directory, or it is not to be believed."""
         if prefix == self._root:
             return await self._root_from_manifest(doubted)
-        top = next((top for top in self._tops if prefix.startswith(top) and prefix != top), None)
+        top = next((above for above in ancestors(prefix) if above in self._tops), None)
         if top is None or (self._lists.walking(prefix) and not doubted):
             return None
         above = await self.list(top)
@@ -172,15 +181,19 @@ class Trees:
         """The source as one version, if it is one. Only S3's word that it is not, or that one may not know, ends the
         question."""
         key = self._root + MANIFEST
-        if self._stat is None or version_at(self._root) is None:
-            return None
         asked = self._lists.now()
+        if self._stat is None or version_at(self._root) is None or 0 <= asked - self._failed_at < STALE_FOR:
+            return None
         try:
             info = await self._stat(key)
-        except StoreError as error:
-            if not isinstance(error, (NotFound, AccessDenied)):
-                log.debug("%r cannot be asked for now: %s", key, error)
+        except (NotFound, AccessDenied):
             return None
+        except StoreError as error:
+            # Of a walk in an outage, not every directory waits for that.
+            self._failed_at = self._lists.now()
+            log.debug("%r cannot be asked for now: %s", key, error)
+            return None
+        self._failed_at = float("-inf")
         if not self._believed(info, doubted):
             return None
         return await self._derived(info, self._root, asked, ())
@@ -188,28 +201,37 @@ class Trees:
     def _believed(self, info: ObjectInfo, doubted: bool) -> bool:
         """Whether what a manifest says may be taken for what is there; `doubted`: something was found to be
         otherwise."""
-        which = info.key, info.etag
-        if doubted and which not in self._disbelieved:
-            self._disbelieved.add(which)
+        believed = self._verdict(info) is not False
+        if doubted and believed:
+            self._judge(info, believed=False)
             log.warning("%r does not say what is there now: its directories are listed; publish it again", info.key)
-        return which not in self._disbelieved
+        return believed and not doubted
+
+    def _verdict(self, info: ObjectInfo) -> bool | None:
+        """Whether this very manifest is to be believed; None if that is not known."""
+        etag, believed = self._found.get(info.key, ("", False))
+        return believed if etag == info.etag else None
+
+    def _judge(self, info: ObjectInfo, *, believed: bool) -> None:
+        self._found.pop(info.key, None)
+        self._found[info.key] = info.etag, believed
+        if len(self._found) > MOST_TOPS:
+            self._found.popitem(last=False)
 
     async def _agrees(self, info: ObjectInfo, version: Version, listed: Sequence[ObjectInfo]) -> bool:
         """Whether what is `listed` at the top of a version, or S3's word about its largest file, is as its manifest
         says. In a bucket that was copied, the same bytes have other ETags, and reads would fail for want of those."""
-        which = info.key, info.etag
-        if which in self._agreed:
+        if self._verdict(info):
             return True
         said = {one.key: one for objects, _ in version.listings.values() for one in objects}
         there = [one for one in listed if one.key in said]
         if not there and self._stat is not None and said:
-            there = [await self._stat(max(said.values(), key=lambda one: one.size).key)]
+            with contextlib.suppress(NotFound):
+                there = [await self._stat(max(said.values(), key=lambda one: one.size).key)]
         same = bool(there) and all((one.etag, one.size) == (said[one.key].etag, said[one.key].size) for one in there)
-        if same:
-            self._agreed.add(which)
-        else:
-            self._disbelieved.add(which)
-            log.info("%r names other ETags than there are, as in a bucket that was copied: it is listed", info.key)
+        self._judge(info, believed=same)
+        if not same:
+            log.info("%r names other objects than there are, as in a bucket that was copied: it is listed", info.key)
         return same
 
     async def _derived(

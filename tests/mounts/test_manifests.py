@@ -59,6 +59,16 @@ def tree(path: Path) -> dict[str, bytes | None]:
     return found
 
 
+def names_below(path: Path) -> list[str]:
+    """All names below a path, without what digests are in; no file is read."""
+    return [
+        str((Path(folder) / name).relative_to(path))
+        for folder, folders, names in os.walk(path)
+        for name in (*folders, *names)
+        if name not in ("SHA256SUMS", MANIFEST)
+    ]
+
+
 def requests(s3: FastS3Server) -> list[tuple[str, str]]:
     """Kind and key of each since the last time; of a listing its prefix."""
     return [(request.kind, request.key or request.query.get("prefix", "")) for request in s3.take_log()]
@@ -213,3 +223,18 @@ def test_in_a_bucket_that_was_copied_it_is_listed(
     assert mount.stats()["failures"] == 0
     two = (path / "a/b/two.txt").relative_to(mount.path)
     assert verified(mount, str(two)) == "sha256", "by the SHA256SUMS beside it"
+
+
+@pytest.mark.slow  # 18 s of patience; `rooms/test_trees.py` counts who asks
+def test_an_outage_takes_no_file_of_a_version_away(s3: FastS3Server, mounter: Mounter, publish: Publish) -> None:
+    """Past the time of its listings, and after a remount, all of a version that was read is there."""
+    publish(FILES)
+    words = ["going on with the listing", "statfs"]
+    mount = mounter.mount(s3, "s3://models/llm/tiny/v1/", "--metadata-ttl=0s", expect=words)
+    assert tree(mount.path) == FILES | dict.fromkeys(FOLDERS)
+    mount.settle()
+    assert mount.unmount() == 0
+    s3.stop()
+    again = mounter.mount(s3, "s3://models/llm/tiny/v1/", "--metadata-ttl=0s", expect=words)
+    assert sorted(names_below(again.path)) == sorted([*FILES, *FOLDERS])
+    s3.start()
