@@ -9,7 +9,7 @@ Must not know FUSE, nor how the words travel. Loop thread only; nothing else may
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lazyfs.errors import SetupError
@@ -18,6 +18,7 @@ from lazyfs.filesystem.entries import NOTHING, Entries
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.nodes import Directory, File, Node, Snapshot
 from lazyfs.filesystem.passthrough import Passthrough
+from lazyfs.filesystem.sidecars import SUFFIX
 from lazyfs.filesystem.tree import ROOT, Tree
 from lazyfs.objects import Listing, ObjectInfo
 
@@ -27,8 +28,11 @@ FORMAT = 1
 State = dict[str, Any]
 
 
-def packed(tree: Tree, files: OpenFiles, calls: Calls, passthrough: Passthrough | None) -> State:
-    """All that the kernel counts on."""
+def packed(
+    tree: Tree, files: OpenFiles, calls: Calls, passthrough: Passthrough | None, *, said_in: Sequence[str]
+) -> State:
+    """All that the kernel counts on; and where the digests of its files stand, in files of these names or beside each,
+    so that what was compared with them need not be compared again."""
     nodes = {node.inode: node for node in tree.nodes()}
     directories: dict[int, Directory] = {}
     for node in [*nodes.values(), *(snapshot.directory for snapshot in calls.snapshots.values())]:
@@ -39,7 +43,7 @@ def packed(tree: Tree, files: OpenFiles, calls: Calls, passthrough: Passthrough 
     return {
         "format": FORMAT,
         "next_inode": tree.next_inode,
-        "directories": [_directory(one, nodes) for one in sorted(directories.values(), key=_depth)],
+        "directories": [_directory(one, nodes, said_in) for one in sorted(directories.values(), key=_depth)],
         "files": [_file(node) for node in nodes.values() if isinstance(node, File)],
         "handles": [[state.file.inode, state.handles] for state in files.states() if state.handles],
         "snapshots": [
@@ -119,10 +123,13 @@ def _depth(directory: Directory) -> int:
     return depth
 
 
-def _directory(directory: Directory, nodes: dict[int, Node]) -> dict[str, Any]:
-    """With its entries that the kernel knows; of a directory of sources all are there in any process."""
+def _directory(directory: Directory, nodes: dict[int, Node], said_in: Sequence[str]) -> dict[str, Any]:
+    """With its entries that the kernel knows, and those that say what such are; of a directory of sources all are there
+    in any process."""
     entries = directory.entries
-    known = [at for at, inode in enumerate(entries.inodes) if inode in nodes]
+    known = {at for at, inode in enumerate(entries.inodes) if inode in nodes}
+    beside = [entries.name(at) + SUFFIX for at in known if not entries.is_directory(at)]
+    known |= {at for name in (*said_in, *beside) if (at := entries.find(name)) >= 0}
     return {
         "inode": directory.inode,
         "parent": directory.parent.inode if directory.parent else 0,
@@ -130,7 +137,7 @@ def _directory(directory: Directory, nodes: dict[int, Node]) -> dict[str, Any]:
         "prefix": directory.prefix,
         "lookups": directory.lookups,
         "doubted": directory.doubted,
-        "entries": [] if directory.branch.below else _entries(entries, known),
+        "entries": [] if directory.branch.below else _entries(entries, sorted(known)),
     }
 
 

@@ -45,7 +45,7 @@ from lazyfs.service.logs import log_level
 from lazyfs.service.origins import Origins, stores_of
 from lazyfs.service.succession import Predecessor, Successor
 from lazyfs.service.watchdog import GRACE
-from lazyfs.service.witnesses import StoredDigests
+from lazyfs.service.witnesses import NAMES_OF_DIGESTS, StoredDigests
 from lazyfs.stores.traffic import Traffic
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,9 @@ class RunningMount:
 
     def packed(self) -> dict[str, Any]:
         """What the kernel counts on (`filesystem.moving`)."""
-        state = moving.packed(self.tree, self.files, self.operations.calls, self.passthrough)
+        state = moving.packed(
+            self.tree, self.files, self.operations.calls, self.passthrough, said_in=NAMES_OF_DIGESTS
+        )
         return {**state, "started_ns": self.operations.started_ns}
 
     async def take_over(self, successor: Successor) -> Session:

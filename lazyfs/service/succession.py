@@ -58,7 +58,7 @@ PAUSE = 0.5
 """Seconds without anybody who reads requests for the answers that were begun just before."""
 
 PAUSES = 5
-"""How often that is tried: each leaves a session of libfuse in memory, and readers wait."""
+"""How often that is tried: readers wait each time."""
 
 LAST_READS = 2.0
 """Seconds that an end waits for reads under way; their readers get an error after that, as mapped ones SIGBUS."""
@@ -125,9 +125,13 @@ class Predecessor:
         that cannot be."""
         if self._why_not:
             raise SetupError(f"this mount cannot be handed over: {self._why_not}")
+        try:
+            interpreter = os.fsdecode(bytes.fromhex(python)) or sys.executable
+        except ValueError:
+            raise SetupError(f"{python!r} is no path in hexadecimal; use `lazyfs upgrade`, which writes one") from None
         if not self._step:
             self._step, self._trouble = "starting", ""
-            self._nursery.start_soon(self._run, os.fsdecode(bytes.fromhex(python)) or sys.executable)
+            self._nursery.start_soon(self._run, interpreter)
         return self.progress()
 
     def progress(self) -> dict[str, str]:

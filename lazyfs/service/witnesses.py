@@ -11,10 +11,13 @@ from lazyfs.archives.names import is_ours
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.verdicts import Expected
 from lazyfs.filesystem.nodes import Directory, File
-from lazyfs.filesystem.sidecars import beside, is_sidecar, sha256_in
+from lazyfs.filesystem.sidecars import LISTS, beside, is_sidecar, sha256_in
 from lazyfs.models.names import MANIFEST
 from lazyfs.models.trees import Manifests
 from lazyfs.objects import Checksums, ObjectVersion
+
+NAMES_OF_DIGESTS = (*LISTS, MANIFEST)
+"""Of files that hold the digests of others, besides those that are named after the one they are of."""
 
 MOST_FILES = 4096
 """Opened files that are remembered, so that the names beside them can be looked up when all of one is here."""

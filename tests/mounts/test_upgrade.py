@@ -1,5 +1,6 @@
 """`lazyfs upgrade`: the mount goes on in another process, and no reader notices."""
 
+import hashlib
 import json
 import os
 import signal
@@ -270,7 +271,7 @@ def test_systemd_and_whoever_asks_for_numbers(s3: FastS3Server, mounter: Mounter
 
 
 def test_who_may_not(s3: FastS3Server, mounter: Mounter) -> None:
-    """A place that is no mount, and a mount in somebody's foreground, are one sentence each."""
+    """A place that is no mount, an interpreter that is none, and a mount in somebody's foreground: a sentence each."""
     done = run(["upgrade", mounter.work], PLAIN)
     assert (done.returncode, "not a lazyfs mount" in done.stderr) == (2, True), done.stderr
     s3.put("models", "weights", DATA)
@@ -283,3 +284,31 @@ def test_who_may_not(s3: FastS3Server, mounter: Mounter) -> None:
         done = run(["upgrade", place], PLAIN)
         assert (done.returncode, "somebody's foreground" in done.stderr) == (1, True), done.stderr
         daemon.terminate()
+    mount = mounter.mount(s3, "s3://models")
+    answer = json.loads(os.getxattr(mount.path, "user.lazyfs.upgrade:once=1,python=xyz"))
+    assert "no path in hexadecimal" in answer["error"]
+
+
+def test_what_was_compared_is_not_compared_again(s3: FastS3Server, mounter: Mounter) -> None:
+    """With digests beside it: the next process asks S3 nothing, and knows which digest held."""
+    s3.put("models", "llm/weights", DATA)
+    s3.put("models", "llm/bare", pages(2, MIB))
+    s3.put("models", "llm/bare.sha256", hashlib.sha256(pages(2, MIB)).hexdigest().encode())
+    s3.put("models", "llm/SHA256SUMS", f"{hashlib.sha256(DATA).hexdigest()}  weights\n".encode())
+    mount = mounter.mount(s3, "s3://models")
+    paths = [mount.path / "llm" / name for name in ("weights", "bare")]
+    with paths[0].open("rb") as one, paths[1].open("rb") as two:
+        assert (sum_of(one.read()), sum_of(two.read())) == (sum_of(DATA), sum_of(pages(2, MIB)))
+
+        def compared() -> bool:
+            return all(os.getxattr(path, "user.lazyfs.verified") == b"sha256" for path in paths)
+
+        wait_until(compared, "both were compared")
+        mount.settle()
+        s3.take_log()
+        upgrade(mount)
+        assert compared()
+        assert (mount.stats()["verified"]["without"], mount.stats()["verified"]["under_way"]) == (0, 0)
+    assert all(path.read_bytes() for path in paths)
+    assert compared()
+    assert s3.take_log() == []

@@ -35,7 +35,7 @@ class Process:
 
     def packed(self) -> Any:
         """As it travels."""
-        return json.loads(json.dumps(moving.packed(self.tree, self.files, self.calls, None)))
+        return json.loads(json.dumps(moving.packed(self.tree, self.files, self.calls, None, said_in=("SHA256SUMS",))))
 
     def restore(self, state: Any) -> list[File]:
         """In the place of another."""
