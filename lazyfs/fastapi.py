@@ -17,6 +17,7 @@ a daemon thread, so that a server that is stopped while the model arrives ends a
 Needs the extra `lazyfs[fastapi]`. A door of the house, for programs: no room imports it.
 """
 
+import json
 import logging
 import random
 import threading
@@ -27,12 +28,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
 from lazyfs import __version__
 from lazyfs.errors import LazyfsError, UsageError
-from lazyfs.service import warmth
+from lazyfs.service import metrics, mounts, warmth
 from lazyfs.service.modelcache import ModelCache
 from lazyfs.words import parse_duration
 
@@ -132,10 +133,12 @@ class Model:
 
     def start(self) -> None:
         """Begin to get the model."""
-        self._stopped.clear()
+        # Another event for each start: what an earlier one still waits for must not come to life again.
+        self._stopped.set()
+        stopped = self._stopped = threading.Event()
         self._began = time.monotonic()
         self._step("waiting")
-        threading.Thread(target=self._run, name=f"get {'/'.join(self._of)}", daemon=True).start()
+        threading.Thread(target=self._run, args=(stopped,), name=f"get {'/'.join(self._of)}", daemon=True).start()
 
     def stop(self) -> None:
         """No more attempts; the version may be evicted from now on."""
@@ -148,13 +151,13 @@ class Model:
 
     # ---- the thread
 
-    def _run(self) -> None:
-        if self._stopped.wait(random.uniform(0, self._jitter)):
+    def _run(self, stopped: threading.Event) -> None:
+        if stopped.wait(random.uniform(0, self._jitter)):
             return
         pause = PAUSES[0]
-        while not self._stopped.is_set():
+        while not stopped.is_set():
             try:
-                self._get()
+                self._get(stopped)
                 return
             except Exception as error:
                 if not isinstance(error, LazyfsError):
@@ -164,19 +167,19 @@ class Model:
                 self._step("failed", str(error) or type(error).__name__)
                 if isinstance(error, UsageError):
                     return
-            if self._stopped.wait(pause * random.uniform(0.5, 1.0)):
+            if stopped.wait(pause * random.uniform(0.5, 1.0)):
                 return
             pause = min(2 * pause, PAUSES[1])
 
-    def _get(self) -> None:
+    def _get(self, stopped: threading.Event) -> None:
         self._step("getting")
         path = self._path = self.cache.get(*self._of)
-        if self._warm and (place := warmth.mount_of(path)) is not None:
+        if self._warm and (mount := mounts.lazyfs_holding(path)) is not None:
             self._step("warming")
-            warmth.warm(place, path, stop=self._stopped.is_set)
+            warmth.warm(mount.mountpoint, path, stop=stopped.is_set)
         self._step("loading")
         loaded = self._load(path)
-        if not self._stopped.is_set():
+        if not stopped.is_set():
             self._loaded = loaded
             self._step("ready")
 
@@ -200,17 +203,24 @@ class Model:
 
     def _stats(self) -> dict[str, Any]:
         """Counters of the model cache; if the model is in a mount, those of the mount as well."""
-        place = None if self._path is None else warmth.mount_of(self._path)
+        mount = None if self._path is None else mounts.lazyfs_holding(self._path)
         return {
             "version": __version__,
             "state": asdict(self._state),
             "cache": asdict(self.cache.stats()),
-            "mount": None if place is None else warmth.stats_of(place),
+            "mount": None if mount is None else _said_by(mount.mountpoint),
         }
 
-    def _metrics(self) -> Response:
-        """The counters as Prometheus reads them, and whether the model is ready."""
-        ready = int(self._state.step == "ready")
-        text = "# HELP lazyfs_model_ready 1 if the model can be used.\n# TYPE lazyfs_model_ready gauge\n"
-        text += f"lazyfs_model_ready {ready}.0\n"
-        return Response(self.cache.metrics() + text, media_type="text/plain; version=0.0.4; charset=utf-8")
+    def _metrics(self, request: Request) -> Response:
+        """The counters, and whether the model is ready, as Prometheus reads them."""
+        ready = self._state.step == "ready"
+        kind, text = metrics.page(metrics.of_models(self.cache.stats(), ready=ready), request.headers.get("accept", ""))
+        return Response(text, headers={"Content-Type": kind})
+
+
+def _said_by(mountpoint: str) -> dict[str, Any]:
+    """The counters of a mount, or its `trouble`."""
+    try:
+        return dict(json.loads(mounts.stats_of(mountpoint)))
+    except (OSError, TimeoutError, ValueError) as error:
+        return {"mountpoint": mountpoint, "trouble": str(error)}

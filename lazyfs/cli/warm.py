@@ -1,7 +1,6 @@
 """`lazyfs warm`: files of mounts are brought to the disk cache by their daemons, with progress."""
 
 import json
-import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,13 +9,10 @@ from typing import Any
 import click
 
 from lazyfs.cli.paths import expanded, sized
-from lazyfs.errors import SetupError, UsageError
-from lazyfs.service import mounts
+from lazyfs.errors import UsageError
+from lazyfs.service import mounts, warmth
 from lazyfs.service.logs import told
 from lazyfs.words import parse_size
-
-POLL = 0.2
-"""Seconds between two looks at how far the daemons are."""
 
 RECENT = 25
 """Looks over which the rate is taken: 5 s."""
@@ -61,13 +57,7 @@ def _rate(text: str) -> int:
 
 def begin(places: Mapping[str, Sequence[str]], rate: int | None = None) -> dict[str, str]:
     """Start a job in each mount; their names by mountpoint."""
-    jobs = {}
-    for mountpoint, paths in places.items():
-        job = jobs[mountpoint] = secrets.token_hex(8)
-        for path in paths:
-            mounts.command(path, f"warm:job={job}")
-        mounts.command(mountpoint, f"warm-start:job={job}" + (f",rate={rate}" if rate else ""))
-    return jobs
+    return {mountpoint: warmth.begin(mountpoint, paths, rate) for mountpoint, paths in places.items()}
 
 
 def finish(jobs: Mapping[str, str], *, wait: bool, as_json: bool) -> None:
@@ -103,7 +93,7 @@ def _watch(jobs: Mapping[str, str], *, wait: bool) -> dict[str, dict[str, Any]]:
     with click.progressbar(length=1, label="listing", file=sys.stderr, hidden=not sys.stderr.isatty(), width=24) as bar:
         shown = 0
         while True:
-            found = {mountpoint: _progress(mountpoint, job) for mountpoint, job in jobs.items()}
+            found = {mountpoint: warmth.progress(mountpoint, job) for mountpoint, job in jobs.items()}
             if all(job["step"] == "done" or (job["step"] == "fetching" and not wait) for job in found.values()):
                 return found
             files, files_here, total, here = (
@@ -116,16 +106,9 @@ def _watch(jobs: Mapping[str, str], *, wait: bool) -> dict[str, dict[str, Any]]:
                 bar.update(max(0, here - shown))
                 shown = max(shown, here)
                 bar.render_progress()
-            time.sleep(POLL)
+            time.sleep(warmth.POLL)
 
 
 def _speed(times: Sequence[tuple[float, int]]) -> float:
     (first, before), (last, now) = times[0], times[-1]
     return max(0, now - before) / (last - first) if last > first else 0.0
-
-
-def _progress(mountpoint: str, job: str) -> dict[str, Any]:
-    found = mounts.command(mountpoint, f"warming:job={job}")
-    if not found:
-        raise SetupError(f"the mount at {mountpoint} was started anew and has forgotten what it was to warm; try again")
-    return found

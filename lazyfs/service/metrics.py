@@ -80,10 +80,11 @@ def as_json(found: Iterable[Metric]) -> list[dict[str, Any]]:
     ]
 
 
-def of_models(stats: LibraryStatistics) -> list[Metric]:
-    """What a `ModelCache` counted."""
+def of_models(stats: LibraryStatistics, *, ready: bool | None = None) -> list[Metric]:
+    """What a `ModelCache` counted; `ready`: whether the one model that a server is for can be used."""
+    one = [] if ready is None else [_gauge("lazyfs_model_ready", "1 if the model can be used.", ready)]
     now = {"models": "Models on this disk.", "bytes": "Their bytes.", "in_use": "Models that this object uses."}
-    return [
+    return one + [
         _gauge(f"lazyfs_models_{name}", now[name], value)
         if name in now
         else _counter(f"lazyfs_models_{name}", f"See lazyfs.LibraryStatistics.{name}.", value)

@@ -157,6 +157,12 @@ def holding(path: str) -> Mount | None:
         place = os.path.dirname(place)
 
 
+def lazyfs_holding(path: str | os.PathLike[str]) -> Mount | None:
+    """The mount of ours that a path is in; None if it is in another, or in none."""
+    found = holding(os.fspath(path))
+    return found if found is not None and found.fstype == FSTYPE else None
+
+
 def ask(path: str, name: str, *, seconds: float = 30.0) -> dict[str, Any]:
     """What the daemon behind a path of a mount answers to this name; OSError or TimeoutError if it does not."""
     found: dict[str, Any] = json.loads(bounded(lambda: os.getxattr(path, f"user.lazyfs.{name}"), seconds=seconds))
