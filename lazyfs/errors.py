@@ -1,7 +1,7 @@
 """Every failure lazyfs knows by name, and nothing else.
 
 A library's exception is translated into one of these at the edge where the library is called, and ends there.
-They are translated out again in two places only: into an errno by `filesystem/fuse.py`, into one sentence and an
+They are translated out again in two places only: into an errno by `filesystem/guard.py`, into one sentence and an
 exit status by `cli/`.
 """
 

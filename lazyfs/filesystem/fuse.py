@@ -1,7 +1,7 @@
-"""The translation between the kernel and the model: with `session.py` the only importer of pyfuse3.
+"""The translation between the kernel and the model: with `session.py` and `guard.py` the only importer of pyfuse3.
 
-Its job: names, attributes, open files in the kernel's words, one guard around every handler, one table from failure to
-errno. No decision about chunks or listings is made here.
+Its job: names, attributes, open files in the kernel's words; every handler is `guarded`. No decision about chunks or
+listings is made here.
 
 Rules from the kernel: an inode is one immutable object version, so pages stay right for ever (keep_cache, never
 direct_io, which would refuse mmap); nothing is invalidated and nothing notifies, since a notification that waits for a
@@ -10,100 +10,28 @@ readdirplus, because a size that shrinks kills mapped readers by SIGBUS.
 """
 
 import errno
-import functools
-import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from time import perf_counter
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from lazyfs import errors
-from lazyfs.filesystem.calls import Calls, done_about
+from lazyfs.filesystem.calls import Calls
 from lazyfs.filesystem.control import Control
 from lazyfs.filesystem.files import OpenFiles
+from lazyfs.filesystem.guard import guarded, read_only
 from lazyfs.filesystem.nodes import Directory, File, Node
 from lazyfs.filesystem.passthrough import Passthrough
 from lazyfs.filesystem.tree import Tree
 
-log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-ERRNO: dict[type[errors.LazyfsError], int] = {
-    errors.NoSuchName: errno.ENOENT,
-    errors.NotFound: errno.ESTALE,  # a listed object that is gone: changed under the handle, not a missing name
-    errors.ArchivedObject: errno.EACCES,
-    errors.AccessDenied: errno.EACCES,
-    errors.ObjectChanged: errno.ESTALE,
-    errors.StaleHandle: errno.ESTALE,
-    errors.NotADirectory: errno.ENOTDIR,
-    errors.IsADirectory: errno.EISDIR,
-    errors.NoSuchAttribute: errno.ENODATA,
-    errors.NotPermitted: errno.EPERM,
-    errors.Unreachable: errno.EIO,
-}
-"""From failure to errno; whatever is not here is EIO. Never EAGAIN, ENOMEM or a short read: a mapped reader dies of
-it."""
-
-_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOTDIR, errno.EISDIR, errno.EPERM}
 FOREVER = 365 * 86400.0
 """Seconds: attributes of an inode never change, so the kernel may keep them."""
 
 XATTR = "user.lazyfs."
-
-
-def _errno(error: errors.LazyfsError) -> int:
-    return next((ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO), errno.EIO)
-
-
-def _guarded(
-    handler: Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]]:
-    """The one guard: a failure of ours becomes its errno, a defect becomes EIO with a traceback in the log, and the
-    mount lives on. Every call is counted. No await after the handler's, so that a view it returns is still good when
-    pyfuse3 replies."""
-
-    operation = handler.__name__
-    counted = int(operation != "read")
-
-    async def guarded(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        started, result = perf_counter(), "ok"
-        self.calls.under_way += counted
-        try:
-            return await handler(self, *args, **kwargs)
-        except FUSEError as error:
-            result = self.calls.failed(operation, error.errno)
-            raise
-        except errors.LazyfsError as error:
-            number = _errno(error)
-            result = self.calls.failed(operation, number)
-            if number not in _QUIET:
-                done, about = done_about(error), self.calls.about(operation, args)
-                # What is archived stays so for hours, and whoever loads it tries again and again.
-                again = isinstance(error, errors.ArchivedObject) and self.calls.told_before(str(error))
-                level = logging.DEBUG if again else logging.ERROR
-                log.log(level, "%s failed with %s: %s (%s%s)", operation, result, error, about, done and f"; {done}")
-            self.failures += number not in _QUIET
-            raise FUSEError(number) from None
-        except Exception:
-            self.failures += 1
-            result = self.calls.failed(operation, errno.EIO)
-            log.exception("a defect in %s of %s, answered with EIO", operation, self.calls.about(operation, args))
-            raise FUSEError(errno.EIO) from None
-        finally:
-            self.calls.under_way -= counted
-            self.calls.seconds[operation].add(perf_counter() - started)
-            if self.calls.listener is not None:
-                self.calls.tell(operation, args, result, started)
-
-    functools.update_wrapper(guarded, handler)
-    return guarded
 
 
 class Operations(pyfuse3.Operations):
@@ -189,7 +117,7 @@ class Operations(pyfuse3.Operations):
             entry.entry_timeout = min(FOREVER, self._tree.trusted_for(node.parent))
         return entry
 
-    @_guarded
+    @guarded
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """A name in a directory. A missing one is answered with inode 0, which the kernel may remember for a while."""
         try:
@@ -206,12 +134,12 @@ class Operations(pyfuse3.Operations):
         for inode, count in inode_list:
             self._tree.forget(inode, count)
 
-    @_guarded
+    @guarded
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """The attributes of an inode."""
         return self._attributes(self._tree.node(inode))
 
-    @_guarded
+    @guarded
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """A handle on a snapshot of the directory, so that cookies stay right whatever happens meanwhile."""
         snapshot = await self._tree.entries(inode)
@@ -220,7 +148,7 @@ class Operations(pyfuse3.Operations):
         self._snapshots[handle] = snapshot
         return handle
 
-    @_guarded
+    @guarded
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """Entries from cookie `start_id` on; the cookie of an entry is the number of the next one."""
         snapshot = self._snapshots[fh]
@@ -237,12 +165,12 @@ class Operations(pyfuse3.Operations):
             if number >= 2:
                 self._tree.remember(node)
 
-    @_guarded
+    @guarded
     async def releasedir(self, fh: int) -> None:
         """The snapshot is no longer needed."""
         del self._snapshots[fh]
 
-    @_guarded
+    @guarded
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """A handle for reading. ESTALE for a version that its name no longer stands for: the kernel then looks the name
         up again, once, and opens what it finds. A read that found another version is believed before the listing that
@@ -264,7 +192,7 @@ class Operations(pyfuse3.Operations):
             self.passthrough.answer_open(node, alone=self._files.get(handle).handles == 1)
         return FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True, direct_io=False)
 
-    @_guarded
+    @guarded
     async def read(self, fh: int, off: int, size: int) -> Any:
         """Bytes of the version that was opened; fewer than `size` only at its end."""
         opened = self._files.get(fh)
@@ -277,18 +205,18 @@ class Operations(pyfuse3.Operations):
         self.read_bytes += len(found)
         return found
 
-    @_guarded
+    @guarded
     async def flush(self, fh: int) -> None:
         """Nothing is ever written."""
 
-    @_guarded
+    @guarded
     async def release(self, fh: int) -> None:
         """The handle is closed and no mapping of it is left."""
         self._files.release(fh)
         if self.passthrough is not None:
             self.passthrough.release(fh)
 
-    @_guarded
+    @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """The filesystem is as large as its objects, of a great many as the first ones, and full."""
         found = StatvfsData()
@@ -308,7 +236,7 @@ class Operations(pyfuse3.Operations):
             return {XATTR + "stats": self._report()}
         return {}
 
-    @_guarded
+    @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         """One `user.lazyfs.*` attribute, also of those that do something and are not listed. `ls -l`, once it knows
         that there are no ACLs, asks no further file for one."""
@@ -322,20 +250,10 @@ class Operations(pyfuse3.Operations):
             raise errors.NoSuchAttribute(text)
         return found
 
-    @_guarded
+    @guarded
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
         """The names of the attributes of an inode."""
         return [os.fsencode(name) for name in self._named_xattrs(inode)]
-
-
-def _read_only(name: str) -> Callable[..., Coroutine[Any, Any, None]]:
-    """A call that would change something. A mount that is `ro` never gets here; one remounted `rw` does."""
-
-    async def refused(_self: "Operations", /, *_: object, **__: object) -> None:
-        raise FUSEError(errno.EROFS)
-
-    refused.__name__ = name
-    return _guarded(refused)
 
 
 for _name in [
@@ -352,4 +270,4 @@ for _name in [
     "setxattr",
     "removexattr",
 ]:
-    setattr(Operations, _name, _read_only(_name))
+    setattr(Operations, _name, read_only(_name))

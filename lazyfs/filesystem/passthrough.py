@@ -1,7 +1,8 @@
 """FUSE passthrough: files that the kernel reads by itself, from a descriptor that it was given, and not from us.
 
-Its job: agree with the kernel that this is done, register descriptors, and say in the answer to an open that the file
-is read from one. Which files may be, `lend` knows. Must not know the cache, nor pyfuse3.
+Its job: ask for it in the answer to FUSE_INIT, which `agreement` has at hand; register descriptors; and say in the
+answer to an open that the file is read from one. Which files may be, `lend` knows. Must not know the cache, nor
+pyfuse3.
 
 Rules from the kernel (Documentation/filesystems/fuse/fuse-passthrough.rst, fs/fuse/{backing,iomode}.c, Linux 6.9 and
 newer, CONFIG_FUSE_PASSTHROUGH):
@@ -11,10 +12,10 @@ newer, CONFIG_FUSE_PASSTHROUGH):
 - FOPEN_KEEP_CACHE does not go with it: pages that the mount has of the file are dropped when it is opened so, which is
   why the first open decides, and why a file whose bytes went through us lately is not passed: its pages are there.
 
-How it is said: libfuse 3.14 knows neither the flag of FUSE_INIT nor the field of the answer to FUSE_OPEN. pyfuse3
-answers in the very step of the task that our handler returns in. So for the rest of that step the session's descriptor
-number stands for one end of a socket, and what was written into it is completed and goes to the kernel when the step is
-over (`trio.abc.Instrument`), before any other task runs. Nothing else in this process writes to the session.
+How an open is answered: libfuse 3.14 does not know the field of the answer to FUSE_OPEN. pyfuse3 answers in the very
+step of the task that our handler returns in. So for the rest of that step the session's descriptor number stands for
+one end of a socket, and what was written into it is completed and goes to the kernel when the step is over
+(`trio.abc.Instrument`), before any other task runs. Nothing else in this process writes to the session.
 """
 
 import errno

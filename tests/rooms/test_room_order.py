@@ -33,7 +33,7 @@ ONLY_IN = {
     "indexed_gzip": ("archives/gz.py",),
     "lmdb": ("cache/index.py",),
     "zstandard": ("archives/zst.py",),
-    "pyfuse3": ("filesystem/fuse.py", "filesystem/session.py"),
+    "pyfuse3": ("filesystem/fuse.py", "filesystem/guard.py", "filesystem/session.py"),
     "prometheus_client": ("service/metrics.py", "service/otlp.py"),
     "opentelemetry": ("service/otlp.py",),
     "fastapi": ("fastapi.py",),
