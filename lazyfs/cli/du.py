@@ -32,8 +32,7 @@ def du(paths: tuple[str, ...], depth: int, as_json: bool) -> None:
     """
     rows: list[dict[str, Any]] = []
     for path in paths or [one.mountpoint for one in mounts.mounts() if one.fstype == mounts.FSTYPE]:
-        mount = mounts.holding(path)
-        if mount is not None and mount.fstype == mounts.FSTYPE:
+        if mounts.lazyfs_holding(path) is not None:
             _below(path, depth, rows)
         elif os.path.isfile(os.path.join(path, MARK)):
             from lazyfs.service import caches  # noqa: PLC0415 - lmdb takes its time, and mounts need none of it

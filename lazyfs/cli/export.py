@@ -1,9 +1,7 @@
 """`lazyfs export`: a model as plain files, out of a mount or out of its bucket."""
 
-import fcntl
 import json
 import os
-import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from lazyfs.cli.verify import WORDS, files_at
 from lazyfs.errors import Corrupt, SetupError, UsageError
 from lazyfs.models.names import MANIFEST, parse
 from lazyfs.objects import Checksums
-from lazyfs.service import mounts
+from lazyfs.service import borrowing, mounts
 from lazyfs.service.logs import told
 
 if TYPE_CHECKING:
@@ -78,8 +76,7 @@ def _public(row: Row) -> dict[str, Any]:
 
 
 def _refuse_unless_mounted(path: str) -> None:
-    mount = mounts.holding(path)
-    if mount is None or mount.fstype != mounts.FSTYPE:
+    if mounts.lazyfs_holding(path) is None:
         raise UsageError(
             f"{path} is not in a lazyfs mount; `lazyfs status` lists them, and of a bucket MODEL/VERSION is exported "
             "with --source s3://bucket/prefix/"
@@ -133,7 +130,7 @@ def _there(file: str, target: str, size: int, force: bool) -> Row | None:
     if not os.path.lexists(target):
         return None
     try:
-        asked = _ask(file)
+        asked = borrowing.asked(file)
         if same(_wanted(file, target, size, asked)):
             return Row(target, size, "here", asked["digest"])
     except (Corrupt, OSError):
@@ -167,9 +164,9 @@ def _exported(file: str, target: str, size: int, force: bool, bar: Any) -> Row:
         shown = max(shown, done)
 
     try:
-        asked = _ask(file)
+        asked = borrowing.asked(file)
         wanted = _wanted(file, target, size, asked)
-        is_shared = make(wanted, lend=lambda: _lent(wanted, asked["file"]), told=advance, force=force)
+        is_shared = make(wanted, lend=lambda: borrowing.lent(file, asked["file"], size), told=advance, force=force)
         row.how, row.verified = "shared" if is_shared else "copied", asked["digest"]
     except Corrupt as error:
         row.problem = str(error)
@@ -177,36 +174,6 @@ def _exported(file: str, target: str, size: int, force: bool, bar: Any) -> Row:
         row.problem = f"{file}: {error.strerror}"
     bar.update(size - shown)
     return row
-
-
-def _ask(file: str) -> dict[str, Any]:
-    """What a copy must come to (`service.exports`); `Corrupt` if it is refused, or its digest cannot be had."""
-    try:
-        return mounts.command(file, f"export:once={os.urandom(8).hex()}")
-    except SetupError as error:
-        raise Corrupt(str(error)) from None
-
-
-def _lent(wanted: "Wanted", path: str) -> int | None:
-    """A descriptor of the object file at `path`, which the daemon named, until it is closed safe from eviction: by the
-    lock that `cache.lending` speaks of, which is taken before the daemon is asked again."""
-    if not path:
-        return None
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        found = os.fstat(descriptor)
-        right = stat.S_ISREG(found.st_mode) and found.st_size == wanted.size
-        right = right and mounts.command(wanted.source, "export:only=file")["file"] == path
-    except BaseException as error:
-        os.close(descriptor)
-        if isinstance(error, SetupError):
-            return None
-        raise
-    if right:
-        return descriptor
-    os.close(descriptor)
-    return None
 
 
 # ---- out of a bucket

@@ -19,8 +19,8 @@ def expanded(paths: Sequence[str], lists: Sequence[str] = ()) -> dict[str, list[
     found: dict[str, list[str]] = {}
     for name in named:
         for path in _matches(name):
-            mount = mounts.holding(path)
-            if mount is None or mount.fstype != mounts.FSTYPE:
+            mount = mounts.lazyfs_holding(path)
+            if mount is None:
                 raise UsageError(f"{path} is not in a lazyfs mount; `lazyfs status` lists them")
             found.setdefault(mount.mountpoint, []).append(path)
     return {mountpoint: list(dict.fromkeys(each)) for mountpoint, each in found.items()}

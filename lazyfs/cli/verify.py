@@ -50,8 +50,7 @@ def verify(paths: tuple[str, ...], as_json: bool) -> None:
 
 def files_at(path: str) -> Iterator[tuple[str, int]]:
     """The files at or below a path, with their sizes, in the order of their names."""
-    mount = mounts.holding(path)
-    if mount is None or mount.fstype != mounts.FSTYPE:
+    if mounts.lazyfs_holding(path) is None:
         raise UsageError(f"{path} is not in a lazyfs mount; `lazyfs status` lists them")
 
     def failed(error: OSError) -> None:

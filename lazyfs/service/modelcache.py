@@ -214,8 +214,9 @@ class ModelCache:
         return to_the_end(lambda: self._cache.evict(model, version, from_bucket=from_bucket))
 
     def verify(self, model: str, version: str) -> None:
-        """Read all bytes of the copy on this disk and compare them with their digests. `Corrupt` names the file that is
-        wrong, and the next `get` fetches the version anew."""
+        """Read all bytes of the copy on this disk, as they were published, and compare them with their digests:
+        `Corrupt` names the file that is wrong, and the next `get` fetches the version anew. Of a version that was
+        unpacked that is its archive; what came out of it is not read again."""
         to_the_end(lambda: self._cache.verify(model, version))
 
     def list(self) -> list[Model]:
