@@ -11,28 +11,23 @@ has run.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 
 import trio
 
 from lazyfs.cache.barred import Barred
-from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.bringing import bring
+from lazyfs.cache.disk import Disk
 from lazyfs.cache.flights import Flights, Waiting
+from lazyfs.cache.forgetting import forget
 from lazyfs.cache.memory import Chunk, Memory
 from lazyfs.cache.records import Kept
 from lazyfs.cache.shares import Shares
 from lazyfs.cache.spans import spans_to_get
-from lazyfs.cache.sums import block_sums
+from lazyfs.cache.statistics import ChunkStatistics
 from lazyfs.cache.threads import DiskThreads, Workers
 from lazyfs.cache.writer import Writer
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
 from lazyfs.stores.base import Claim, Reads
-
-BRINGING = "bringing"
-"""The lane of what is brought to be kept and not to be read."""
-
-FORGET_AGAIN = 8
-"""Times that a disk which does not forget is asked again, after pauses that double from 0.1 s: 25 s in all."""
 
 TOGETHER = 3
 """Attempts to have both chunks of a read in memory at once."""
@@ -42,19 +37,6 @@ COPIES = 4
 
 SMALL_READ = 2 * BLOCK_SIZE
 """A read up to this size of a chunk that is on disk and wanted by no stream reads only its blocks, not the chunk."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkStatistics:
-    """Chunks since the start. Reads by where they were found; corrupt: wrong on disk; unkept: not written to disk."""
-
-    memory_hits: int
-    disk_hits: int
-    misses: int
-    waits: int
-    corrupt: int
-    kept: int
-    unkept: int
 
 
 class ChunkCache:
@@ -115,6 +97,11 @@ class ChunkCache:
         """Bytes that came from disk, and verified, since the start."""
         return self._flights.disk_bytes
 
+    @property
+    def flying(self) -> int:
+        """Chunks that are on their way into memory."""
+        return len(self._flights)
+
     def idle(self) -> bool:
         """Whether nothing is on its way and nothing waits to be written."""
         return not self._flights and not self.writer and self._memory.statistics().pinned == 0
@@ -126,9 +113,10 @@ class ChunkCache:
         Returns the offset up to which all is here or coming: less than `stop` when memory is short, or while the
         version is barred. Never waits.
         """
-        return start if version in self.barred else self._start(version, start, stop, demand, lane)
+        return start if version in self.barred else self.launch(version, start, stop, demand, lane)
 
-    def _start(self, version: ObjectVersion, start: int, stop: int, demand: int, lane: Hashable = None) -> int:
+    def launch(self, version: ObjectVersion, start: int, stop: int, demand: int, lane: Hashable = None) -> int:
+        """As `start`, though the version be barred."""
         missing: list[int] = []
         for number in chunk_range(start, stop):
             key = (version.object_id, number)
@@ -171,38 +159,69 @@ class ChunkCache:
 
         Raises the store's errors, and what a version is refused with; a failing disk cache only makes it slower.
         """
-        if self.barred:
-            await self.barred.passed(version)
+        found = self.now(version, start, stop)
+        return await self.wait(version, start, stop) if found is None else found
+
+    def now(self, version: ObjectVersion, start: int, stop: int) -> memoryview | bytes | None:
+        """As `read`, if nothing must be waited for: the bytes are in memory, side by side, or a small piece is on a
+        disk that is quick. Else None, and `wait` gives them."""
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
         chunk = self._memory.get((version.object_id, first))
         self.looks[chunk is not None] += 1
-        if first == last:
-            if chunk is None and stop - start <= SMALL_READ:
-                part = await self._read_part(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
-                if part is not None:
-                    return part
-            chunk = chunk or await self._obtain(version, first)
-            self._use(version, first, chunk, stop)
-            return chunk.view[start - first * CHUNK_SIZE : stop - first * CHUNK_SIZE]
-        second = self._memory.get((version.object_id, last))
-        self.looks[second is not None] += 1
-        if chunk and second and last == first + 1 and self._memory.adjacent(chunk, second):
-            self._use(version, first, chunk, stop)
+        second = chunk if first == last else self._memory.get((version.object_id, last))
+        if first != last:
+            self.looks[second is not None] += 1
+        if self.barred:
+            return None
+        if chunk and second:
+            return self._found(version, start, stop, chunk, second)
+        if first == last and stop - start <= SMALL_READ and self.workers.quick:
+            kept = self._kept(version, first)
+            begin = first * CHUNK_SIZE
+            if kept is not None:
+                part = self.workers.here(self._disk.read_part, version, first, kept, start - begin, stop - begin)
+                return None if part is None else self._took(version, first, part)
+        return None
+
+    def _found(self, version: ObjectVersion, start: int, stop: int, chunk: Chunk, second: Chunk) -> memoryview | None:
+        """Bytes that lie in one chunk, or in two adjacent ones that are side by side in memory too; else None."""
+        first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
+        if first != last:
+            if last != first + 1 or not self._memory.adjacent(chunk, second):
+                return None
             self._use(version, last, second, stop)
-            return self._memory.span(chunk, start - first * CHUNK_SIZE, stop - start)
-        return await self._read_across(version, start, stop)
+        self._use(version, first, chunk, stop)
+        return self._memory.span(chunk, start - first * CHUNK_SIZE, stop - start)
+
+    async def wait(self, version: ObjectVersion, start: int, stop: int) -> memoryview | bytes:
+        """What `read` gives, as soon as it is here."""
+        if self.barred:
+            await self.barred.passed(version)
+        first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
+        if first != last:
+            return await self._read_across(version, start, stop)
+        chunk = self._memory.get((version.object_id, first))
+        if chunk is None and stop - start <= SMALL_READ:
+            part = await self._read_part(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
+            if part is not None:
+                return part
+        chunk = chunk or await self.obtain(version, first)
+        self._use(version, first, chunk, stop)
+        return chunk.view[start - first * CHUNK_SIZE : stop - first * CHUNK_SIZE]
 
     async def _read_across(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
-        """Bytes that lie in several chunks, copied. A pin held across a wait could be a deadlock, and a copy is memory
-        beyond the budget: so the two of a read of the kernel's are waited for first, and copied when both are there,
-        which leaves no copy waiting. Else it is done chunk by chunk, for a few reads at once."""
+        """Bytes that lie in several chunks, copied if those are not side by side. A pin held across a wait could be a
+        deadlock, and a copy is memory beyond the budget: so the two of a read of the kernel's are waited for first, and
+        copied when both are there, which leaves no copy waiting. Else it is done chunk by chunk, for a few reads at
+        once."""
         numbers = chunk_range(start, stop)
         for _ in range(TOGETHER if len(numbers) == 2 else 0):
             for number in numbers:
                 if self._memory.get((version.object_id, number)) is None:
-                    await self._obtain(version, number)
-            if all(self._memory.get((version.object_id, number)) is not None for number in numbers):
-                return await self._copy(version, start, stop)
+                    await self.obtain(version, number)
+            chunk, second = (self._memory.get((version.object_id, number)) for number in numbers)
+            if chunk and second:
+                return self._found(version, start, stop, chunk, second) or await self._copy(version, start, stop)
         async with self._copies[version.origin]:
             return await self._copy(version, start, stop)
 
@@ -211,7 +230,7 @@ class ChunkCache:
         whole = memoryview(bytearray(stop - start))
         for number in chunk_range(start, stop):
             base = number * CHUNK_SIZE
-            chunk = self._memory.get((version.object_id, number)) or await self._obtain(version, number)
+            chunk = self._memory.get((version.object_id, number)) or await self.obtain(version, number)
             self._use(version, number, chunk, stop)
             low, high = max(start - base, 0), min(stop - base, CHUNK_SIZE)
             whole[base + low - start : base + high - start] = chunk.view[low:high]
@@ -222,7 +241,7 @@ class ChunkCache:
         to_end = stop >= number * CHUNK_SIZE + len(chunk.view)
         self._memory.use((version.object_id, number), chunk, to_end=to_end)
 
-    async def _obtain(self, version: ObjectVersion, number: int, *, urgent: bool = True) -> Chunk:
+    async def obtain(self, version: ObjectVersion, number: int, *, urgent: bool = True) -> Chunk:
         """The chunk, waiting for it. Good until the next await: its pin is undone as the waiter runs."""
         key = (version.object_id, number)
         self._waits += 1
@@ -235,12 +254,12 @@ class ChunkCache:
                 start = number * CHUNK_SIZE
                 # With nothing of its origin on its way nobody makes room: then what nobody has read yet goes.
                 pushing = urgent or not self._flights.flying[version.origin]
-                self._start(version, start, start + 1, start + 1 if pushing else 0)
+                self.launch(version, start, start + 1, start + 1 if pushing else 0)
                 flight = self._flights.get(key)
             if flight is None:
                 self._short += 1
                 try:
-                    await self._room.wait()
+                    await self._some_room()
                 finally:
                     self._short -= 1
                 continue
@@ -267,46 +286,34 @@ class ChunkCache:
 
     async def _read_part(self, version: ObjectVersion, number: int, start: int, stop: int) -> bytes | None:
         """A small piece of a chunk that is on disk and not on its way; None if that is not the case."""
-        if self._flights.get((version.object_id, number)) is not None:
-            return None
-        kept = self._disk.kept(version.object_id, number)
+        kept = self._kept(version, number)
         if kept is None:
             return None
         part = await self.workers.touch(self._disk.read_part, version, number, kept, start, stop)
         if part is None:
             await self._flights.found_wrong(version, number, kept)
-        else:
-            self._flights.disk_hits += 1
-            self._flights.disk_bytes += len(part)
-            self.writer.touch(version, number)
+            return None
+        return self._took(version, number, part)
+
+    def _kept(self, version: ObjectVersion, number: int) -> Kept | None:
+        """The record of a chunk that is on disk and not on its way."""
+        flying = self._flights.get((version.object_id, number)) is not None
+        return None if flying else self._disk.kept(version.object_id, number)
+
+    def _took(self, version: ObjectVersion, number: int, part: bytes) -> bytes:
+        """These bytes of a chunk came from disk."""
+        self._flights.disk_hits += 1
+        self._flights.disk_bytes += len(part)
+        self.writer.touch(version, number)
         return part
 
     async def bring(self, version: ObjectVersion, start: int, stop: int) -> None:
         """Have bytes [start, stop) on disk, as far as the disk takes them, behind everything that readers wait for."""
-        missing = [n for n in chunk_range(start, stop) if self._disk.kept(version.object_id, n) is None]
-        most = max(1, self._memory.slots // 4)  # half of what the writer takes at a time
-        for at in range(0, len(missing), most):
-            await self._bring(version, missing[at : at + most])
-
-    async def _bring(self, version: ObjectVersion, missing: Sequence[int]) -> None:
-        for span in runs(missing, SEGMENT_CHUNKS):
-            self._start(version, span.start * CHUNK_SIZE, span.stop * CHUNK_SIZE, 0, BRINGING)
-        for number in missing:
-            chunk = await self._obtain(version, number, urgent=False)
-            # Nobody reads it here, so it makes room for the next: else memory fills and nothing moves.
-            self._memory.use((version.object_id, number), chunk, to_end=True)
-        await self.writer.settled()
-        for number in missing:
-            # Here all the time, and given up by the writer when it had too much to do.
-            found = self._memory.get((version.object_id, number))
-            # A pinned one waits to be written already, or somebody is about to read it.
-            if found is not None and found.pins == 0 and self._disk.kept(version.object_id, number) is None:
-                self.writer.put(Verified(version, number, found.view, block_sums(found.view)), found)
-        await self.writer.settled()
+        await bring(self, self._disk, self._memory, self.writer, version, start, stop)
 
     async def copy(self, version: ObjectVersion, number: int) -> bytes:
         """The bytes of a chunk, behind everything that readers wait for, and though it be barred to them."""
-        chunk = await self._obtain(version, number, urgent=False)
+        chunk = await self.obtain(version, number, urgent=False)
         self._memory.use((version.object_id, number), chunk, to_end=True)
         return bytes(chunk.view)
 
@@ -315,25 +322,15 @@ class ChunkCache:
         await self._flights.found_wrong(version, number, kept)
 
     async def forget(self, version: ObjectVersion) -> None:
-        """Drop everything of a version, in memory and on disk, with what is on its way: that may be older than the
-        wish. A disk that fails is asked again for a while, for what stays there would be taken for fetched again."""
-        keys = [(version.object_id, number) for number in range(version.chunk_count)]
-        pauses = [0.1 * 2**number for number in range(FORGET_AGAIN)]
-        while True:
-            await self.writer.settled()  # what waits to be written is pinned, and would be on disk after this
-            gone = await self.writer.step(self._forget_on_disk, version)
-            for key in keys:
-                self._memory.forget(key)
-            if any(self._flights.get(key) for key in keys):
-                await self._room.wait()
-            elif not gone and pauses:
-                await trio.sleep(pauses.pop(0))
-            elif not any(self._memory.get(key) for key in keys):
-                return
-
-    def _forget_on_disk(self, version: ObjectVersion) -> bool:
-        self._disk.forget(version)
-        return True
+        """Drop everything of a version, in memory and on disk, with what is on its way."""
+        await forget(
+            version,
+            disk=self._disk,
+            memory=self._memory,
+            writer=self.writer,
+            flights=self._flights,
+            landing=self._some_room,
+        )
 
     async def evict(self, objects: Sequence[tuple[bytes, int]]) -> tuple[int, int]:
         """Drop what is on disk, and in memory unless it is in use, of objects by their ids and sizes: how many bytes of
@@ -351,6 +348,9 @@ class ChunkCache:
     def cached_bytes(self, version: ObjectVersion) -> int:
         """Bytes of the version that are on disk, to a chunk."""
         return self._disk.cached_bytes(version)
+
+    async def _some_room(self) -> None:
+        await self._room.wait()
 
     def _made_room(self) -> None:
         event, self._room = self._room, trio.Event()

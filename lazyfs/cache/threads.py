@@ -32,6 +32,15 @@ LATEST = 1 / 8
 class Workers(Protocol):
     """Who runs the blocking steps of a cache. Each gives the function's result, or raises what it raised."""
 
+    @property
+    def quick(self) -> bool:
+        """Whether a touch takes so little time that it is done where it is asked for: then `here` may be called."""
+        ...
+
+    def here(self, function: Callable[..., T], *args: Any) -> T:
+        """A touch, done here and now."""
+        ...
+
     async def touch(self, function: Callable[..., T], *args: Any) -> T:
         """A step of about 0.1 ms that writes to no buffer of others; not waited for when cancelled."""
         ...
@@ -63,11 +72,17 @@ class DiskThreads:
 
     async def touch(self, function: Callable[..., T], *args: Any) -> T:
         """See `Workers.touch`. Here and now while the disk is quick, else in a thread."""
-        if self._usual < QUICK:
-            return self._timed(function, *args)
-        return await self._touches.run(self._timed, function, *args)
+        if self.quick:
+            return self.here(function, *args)
+        return await self._touches.run(self.here, function, *args)
 
-    def _timed(self, function: Callable[..., T], *args: Any) -> T:
+    @property
+    def quick(self) -> bool:
+        """See `Workers.quick`."""
+        return self._usual < QUICK
+
+    def here(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Workers.here`; also what a thread runs."""
         started = self._clock()
         try:
             return function(*args)

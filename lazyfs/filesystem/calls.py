@@ -102,15 +102,16 @@ class Calls:
 
     def failed(self, operation: str, number: int) -> str:
         """A call was answered with this errno; its name."""
-        name = errno.errorcode.get(number, UNNAMED)
+        name = _named(number)
         self._failures[operation, name] += 1
         return name
 
-    def tell(self, operation: str, arguments: tuple[Any, ...], result: str, started: float) -> None:
-        """Tell the listener of a call that began at `started` of `perf_counter`."""
+    def answered(self, operation: str, arguments: tuple[Any, ...], number: int, started: float) -> None:
+        """A call that began at `started` of `perf_counter` is answered, with this errno or 0."""
         seconds = perf_counter() - started
+        self.seconds[operation].add(seconds)
         if self.listener is not None:
-            self.listener(operation, self.about(operation, arguments), result, seconds)
+            self.listener(operation, self.about(operation, arguments), _named(number) if number else "ok", seconds)
 
     def about(self, operation: str, arguments: tuple[Any, ...]) -> About:
         """What a call was about, by the arguments that the kernel gave. Of what is gone by now, nothing is known."""
@@ -127,6 +128,10 @@ class Calls:
             offset, size = (arguments[1], arguments[2]) if operation == "read" else (-1, -1)
             return About(node.version.key, "", offset, size)
         return About(node.prefix, os.fsdecode(arguments[1]) if operation in BY_NAME else "")
+
+
+def _named(number: int) -> str:
+    return errno.errorcode.get(number, UNNAMED)
 
 
 def done_about(error: errors.LazyfsError) -> str:

@@ -60,10 +60,15 @@ class OpenFile:
         self._followed = False
 
     async def read(self, offset: int, size: int) -> memoryview | bytes:
-        """`size` bytes from `offset` on, less only at the end of the file. The view is good until the next await.
+        """`size` bytes from `offset` on, less only at the end of the file. The view is good until the next await."""
+        found = self.now(offset, size)
+        return await self.wait(offset, size) if found is None else found
 
-        What to bring is decided and started in one step, before anything is waited for. A touch is left to the cache,
-        which need not bring all of its chunk if that is on disk.
+    def now(self, offset: int, size: int) -> memoryview | bytes | None:
+        """As `read`, if nothing must be waited for; else None, and `wait` gives the bytes.
+
+        What to bring is decided and started here, before anything is waited for. A touch is left to the cache, which
+        need not bring all of its chunk if that is on disk.
         """
         if self.file.spoiled:
             raise Corrupt(f"{self.file.version.key!r} had wrong bytes when it was read from here; open it again")
@@ -78,12 +83,22 @@ class OpenFile:
             self._start(plan, offset, stop)
         if 2 * stop >= version.size and not self._followed and self._streams.whole:
             self._follow()
-        found = await self._cache.read(version, offset, stop)
+        found = self._cache.now(version, offset, stop)
+        if found is not None:
+            self._served(found)
+        return found
+
+    async def wait(self, offset: int, size: int) -> memoryview | bytes:
+        """The bytes that `now` could not give."""
+        found = await self._cache.wait(self.file.version, offset, min(offset + size, self.file.version.size))
+        self._served(found)
+        return found
+
+    def _served(self, found: memoryview | bytes) -> None:
         if not self._read_bytes:
             self._began(self.file)
         self._read_bytes += len(found)
         self._last = next(self._count)
-        return found
 
     def state(self) -> FileState:
         """What is done with it now."""
@@ -161,6 +176,10 @@ class OpenFiles:
                 raise
             except StoreError:
                 pass
+
+    def quiet(self) -> bool:
+        """Whether no bytes are on their way."""
+        return not self._cache.flying
 
     def get(self, handle: int) -> OpenFile:
         """The open file of a handle."""

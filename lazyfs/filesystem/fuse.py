@@ -13,7 +13,8 @@ import errno
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from time import perf_counter
+from typing import Any, cast
 
 import pyfuse3
 import trio
@@ -22,8 +23,9 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from lazyfs import errors
 from lazyfs.filesystem.calls import Calls
 from lazyfs.filesystem.control import Control
+from lazyfs.filesystem.device import Answer
 from lazyfs.filesystem.files import OpenFiles
-from lazyfs.filesystem.guard import guarded, read_only
+from lazyfs.filesystem.guard import guarded, read_only, refusal
 from lazyfs.filesystem.nodes import Directory, File, Node
 from lazyfs.filesystem.passthrough import Passthrough
 from lazyfs.filesystem.tree import Tree
@@ -32,6 +34,10 @@ FOREVER = 365 * 86400.0
 """Seconds: attributes of an inode never change, so the kernel may keep them."""
 
 XATTR = "user.lazyfs."
+
+
+def _nothing() -> None:
+    pass
 
 
 class Operations(pyfuse3.Operations):
@@ -80,6 +86,7 @@ class Operations(pyfuse3.Operations):
         self.calls = Calls(tree)
         self._snapshots = self.calls.snapshots
         self.failures = 0
+        self.received: Callable[[], None] = _nothing
         self.reads = 0
         self.read_bytes = 0
         self.begun = trio.Event()
@@ -192,12 +199,39 @@ class Operations(pyfuse3.Operations):
             self.passthrough.answer_open(node, alone=self._files.get(handle).handles == 1)
         return FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True, direct_io=False)
 
+    def quiet(self) -> bool:
+        """Whether nothing is on its way to any reader."""
+        return self._files.quiet()
+
+    def read_now(self, fh: int, off: int, size: int) -> Answer | None:
+        """What `device.Device` answers a read with that can be answered at once: the bytes, or an errno. None if it
+        must wait, for `read_later`. Either way what the file's readers will want is on its way after this."""
+        started = perf_counter()
+        try:
+            found = self._files.get(fh).now(off, size)
+        except Exception as error:  # noqa: BLE001 - as in `guarded`
+            number = refusal(self, "read", (fh, off, size), error)
+            self.calls.answered("read", (fh, off, size), number, started)
+            return number
+        if found is not None:
+            self.reads += 1
+            self.read_bytes += len(found)
+            self.calls.answered("read", (fh, off, size), 0, started)
+        return found
+
+    async def read_later(self, fh: int, off: int, size: int) -> Answer:
+        """What a read is answered with when it can be, after `read_now` said that it must wait."""
+        try:
+            return cast(Answer, await self.read(fh, off, size))
+        except FUSEError as error:
+            return int(error.errno)
+
     @guarded
     async def read(self, fh: int, off: int, size: int) -> Any:
-        """Bytes of the version that was opened; fewer than `size` only at its end."""
+        """Bytes of the version that was opened; fewer than `size` only at its end. Plans nothing: see `read_now`."""
         opened = self._files.get(fh)
         try:
-            found = await opened.read(off, size)
+            found = await opened.wait(off, size)
         except (errors.ObjectChanged, errors.NotFound):
             self._tree.expire(opened.file)
             raise

@@ -23,10 +23,11 @@ T = TypeVar("T")
 
 
 class Guarded(Protocol):
-    """What has handlers."""
+    """What has handlers. `received` is called before one begins: its request has been read."""
 
     calls: Calls
     failures: int
+    received: Callable[[], None]
 
 
 S = TypeVar("S", bound=Guarded)
@@ -65,37 +66,43 @@ def guarded(
     counted = int(operation != "read")
 
     async def answer(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        started, result = perf_counter(), "ok"
+        self.received()
+        started, number = perf_counter(), 0
         self.calls.under_way += counted
         try:
             return await handler(self, *args, **kwargs)
-        except FUSEError as error:
-            result = self.calls.failed(operation, error.errno)
-            raise
-        except errors.LazyfsError as error:
-            number = _errno(error)
-            result = self.calls.failed(operation, number)
-            if number not in _QUIET:
-                done, about = done_about(error), self.calls.about(operation, args)
-                # What is archived stays so for hours, and whoever loads it tries again and again.
-                again = isinstance(error, errors.ArchivedObject) and self.calls.told_before(str(error))
-                level = logging.DEBUG if again else logging.ERROR
-                log.log(level, "%s failed with %s: %s (%s%s)", operation, result, error, about, done and f"; {done}")
-            self.failures += number not in _QUIET
+        except Exception as error:  # noqa: BLE001 - whatever it is, the mount lives on
+            number = refusal(self, operation, args, error)
             raise FUSEError(number) from None
-        except Exception:
-            self.failures += 1
-            result = self.calls.failed(operation, errno.EIO)
-            log.exception("a defect in %s of %s, answered with EIO", operation, self.calls.about(operation, args))
-            raise FUSEError(errno.EIO) from None
         finally:
             self.calls.under_way -= counted
-            self.calls.seconds[operation].add(perf_counter() - started)
-            if self.calls.listener is not None:
-                self.calls.tell(operation, args, result, started)
+            self.calls.answered(operation, args, number, started)
 
     functools.update_wrapper(answer, handler)
     return answer
+
+
+def refusal(self: Guarded, operation: str, arguments: tuple[Any, ...], error: Exception) -> int:
+    """The errno that a call is answered with which raised this; counted, and logged if somebody should know."""
+    if isinstance(error, FUSEError):
+        self.calls.failed(operation, error.errno)
+        return int(error.errno)
+    if not isinstance(error, errors.LazyfsError):
+        self.failures += 1
+        self.calls.failed(operation, errno.EIO)
+        about = self.calls.about(operation, arguments)
+        log.error("a defect in %s of %s, answered with EIO", operation, about, exc_info=error)
+        return errno.EIO
+    number = _errno(error)
+    result = self.calls.failed(operation, number)
+    if number not in _QUIET:
+        done, about = done_about(error), self.calls.about(operation, arguments)
+        # What is archived stays so for hours, and whoever loads it tries again and again.
+        again = isinstance(error, errors.ArchivedObject) and self.calls.told_before(str(error))
+        level = logging.DEBUG if again else logging.ERROR
+        log.log(level, "%s failed with %s: %s (%s%s)", operation, result, error, about, done and f"; {done}")
+    self.failures += number not in _QUIET
+    return number
 
 
 def read_only(name: str) -> Callable[..., Coroutine[Any, Any, None]]:

@@ -13,29 +13,22 @@ newer, CONFIG_FUSE_PASSTHROUGH):
   why the first open decides, and why a file whose bytes went through us lately is not passed: its pages are there.
 
 How an open is answered: libfuse 3.14 does not know the field of the answer to FUSE_OPEN. pyfuse3 answers in the very
-step of the task that our handler returns in. So for the rest of that step the session's descriptor number stands for
-one end of a socket, and what was written into it is completed and goes to the kernel when the step is over
-(`trio.abc.Instrument`), before any other task runs. Nothing else in this process writes to the session.
+step of the task that our handler returns in, and `device` has that answer completed on its way.
 """
 
 import errno
 import fcntl
 import logging
 import os
-import socket
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import trio
-
+from lazyfs.filesystem.device import OUT, Device
 from lazyfs.filesystem.nodes import File
 from lazyfs.objects import ObjectVersion
 
 log = logging.getLogger(__name__)
-
-OUT = struct.Struct("=IiQ")
-"""fuse_out_header: length, error, unique (include/uapi/linux/fuse.h, as what follows)."""
 
 INIT_EXT = 1 << 30
 INIT_FLAGS = OUT.size + 12
@@ -58,8 +51,6 @@ BACKING = struct.Struct("=iIQ")
 BACKING_OPEN = 0x4010E501
 BACKING_CLOSE = 0x4004E502
 """FUSE_DEV_IOC_BACKING_OPEN and _CLOSE: _IOW(229, 1, fuse_backing_map), _IOW(229, 2, u32)."""
-
-LARGEST_ANSWER = 1 << 12
 
 
 def completed_init(answer: bytearray) -> None:
@@ -101,9 +92,7 @@ class Passthrough:
         self._lend = lend
         self._returned = returned
         self._passed: dict[int, _Passed] = {}
-        self._ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        self.session = -1
-        """The session's descriptor, while it is served."""
+        self._device: Device | None = None
         self._opens = 0
         self._unable = ""
 
@@ -111,18 +100,24 @@ class Passthrough:
         """A frozen copy of the counters."""
         return PassthroughStatistics(self._opens, len(self._passed), self._unable)
 
+    def serve(self, device: Device) -> None:
+        """From now on it is this session's."""
+        self._device = device
+
     def answer_open(self, file: File, *, alone: bool) -> None:
         """Called when the open of a file is about to be answered in this step; `alone`: it is not open yet."""
-        passed = self._passed.get(file.inode)
+        device, passed = self._device, self._passed.get(file.inode)
+        if device is None:
+            return
         if passed is None:
-            backing = self._registered(file) if alone and not self._unable and not _at_hand(file) else None
+            backing = self._registered(device, file) if alone and not self._unable and not _at_hand(file) else None
             if backing is None:
                 return
             passed = self._passed[file.inode] = _Passed(file, backing)
         passed.handles += 1
         self._opens += 1
         number = passed.backing
-        self._complete(lambda answer: completed_open(answer, number))
+        device.complete(lambda answer: completed_open(answer, number))
 
     def release(self, inode: int) -> None:
         """A handle of a file is closed."""
@@ -133,8 +128,10 @@ class Passthrough:
         if passed.handles == 0:
             del self._passed[inode]
             self._returned(passed.file.version)
+            if self._device is None:
+                return
             try:
-                fcntl.ioctl(self.session, BACKING_CLOSE, struct.pack("=I", passed.backing))
+                fcntl.ioctl(self._device.kernel, BACKING_CLOSE, struct.pack("=I", passed.backing))
             except OSError as error:
                 log.warning("the kernel does not let go of a file that it read by itself: %s", error)
 
@@ -147,7 +144,7 @@ class Passthrough:
         for file, backing, handles in passed:
             self._passed[file.inode] = _Passed(file, backing, handles)
 
-    def _registered(self, file: File) -> int | None:
+    def _registered(self, device: Device, file: File) -> int | None:
         """The number of a new registration of the file's bytes with the kernel."""
         try:
             descriptor = self._lend(file.version)
@@ -157,56 +154,13 @@ class Passthrough:
         if descriptor is None:
             return None
         try:
-            return int(fcntl.ioctl(self.session, BACKING_OPEN, bytearray(BACKING.pack(descriptor, 0, 0))))
+            return int(fcntl.ioctl(device.kernel, BACKING_OPEN, bytearray(BACKING.pack(descriptor, 0, 0))))
         except OSError as error:
             self._unable = _reason(error)
             log.warning("the kernel cannot read cached files by itself, so this daemon goes on to: %s", self._unable)
             return None
         finally:
             os.close(descriptor)
-
-    def _complete(self, change: Callable[[bytearray], None]) -> None:
-        """Have what is answered in the rest of this step changed on its way to the kernel."""
-        trio.lowlevel.add_instrument(_Diversion(self.session, self._ends, change))
-
-
-class _Diversion(trio.abc.Instrument):
-    """From now to the end of this task's step, the session's descriptor is one end of a socket."""
-
-    def __init__(
-        self, session: int, ends: tuple[socket.socket, socket.socket], change: Callable[[bytearray], None]
-    ) -> None:
-        self._written = ends[1]
-        self._change = change
-        self._task = trio.lowlevel.current_task()
-        self._session = session
-        self._kernel = os.dup(self._session)
-        os.dup2(ends[0].fileno(), self._session, inheritable=False)
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """The answer has been written: complete it, and send it on."""
-        if task is not self._task:
-            return
-        trio.lowlevel.remove_instrument(self)
-        os.dup2(self._kernel, self._session, inheritable=False)
-        try:
-            self._forward()
-        except OSError as error:
-            log.warning("an answer to the kernel could not be sent: %s", error)
-        finally:
-            os.close(self._kernel)
-
-    def _forward(self) -> None:
-        first = True
-        while True:
-            try:
-                answer = bytearray(self._written.recv(LARGEST_ANSWER))
-            except BlockingIOError:
-                return
-            if first and OUT.unpack_from(answer)[1] == 0:
-                self._change(answer)
-            first = False
-            os.write(self._kernel, answer)
 
 
 def _at_hand(file: File) -> bool:

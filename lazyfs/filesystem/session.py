@@ -7,7 +7,8 @@ Handing over: a session can stop reading requests while those that it has read a
 descriptor as before; meanwhile another process reads the next ones from a copy of it, or this one goes on.
 `pyfuse3.terminate` is no way to stop for that: libfuse drops what it reads after it (fuse_lowlevel.c,
 fuse_session_receive_buf: `if (fuse_session_exited(se)) return 0`), and who asked would wait for ever. So pyfuse3's
-tasks are told instead, when they want to wait for the next request, that there will be none; each ends then.
+tasks are told instead, when they want to wait for the next request, that there will be none; each ends then. They wait
+for it in `device`, which answers the reads among the requests by itself.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import trio
 
 from lazyfs import errors
 from lazyfs.filesystem.agreement import AT_UNIQUE, UNIQUE, Agreement, Introduction, first_request, send, send_again
+from lazyfs.filesystem.device import Device
 from lazyfs.filesystem.fuse import Operations
 from lazyfs.filesystem.options import advice
 from lazyfs.filesystem.passthrough import completed_init
@@ -59,6 +61,7 @@ class Session:
         self._unmount = unmount
         self._own = taken is not None
         self._nursery: trio.Nursery | None = None
+        self._device: Device | None = None
         self._paused: trio.Event | None = None
         self.agreement = taken
         self._begin(mountpoint)
@@ -88,7 +91,35 @@ class Session:
 
     async def _serve(self) -> None:
         await self._agree()
+        self._device = self._open_device()
+        self._operations.begun.set()
         await self._answer()
+
+    def _open_device(self) -> Device:
+        operations = self._operations
+        assert self._nursery is not None  # noqa: S101 - this runs in it
+        device = Device(
+            self.descriptor,
+            now=operations.read_now,
+            later=operations.read_later,
+            quiet=operations.quiet,
+            nursery=self._nursery,
+        )
+        operations.received = device.received
+        if operations.passthrough is not None:
+            operations.passthrough.serve(device)
+
+        async def wait(_: object) -> None:
+            await device.wait()
+
+        def notify_closing(_: object) -> None:
+            device.pause()
+
+        # As pyfuse3.asyncio puts its own there: trio as pyfuse3's tasks see it.
+        _pyfuse3.trio = _copied(
+            trio, lowlevel=_copied(trio.lowlevel, wait_readable=wait, notify_closing=notify_closing)
+        )
+        return device
 
     async def _answer(self) -> None:
         await _main()
@@ -116,9 +147,6 @@ class Session:
             introduction.close()
             raise errors.SetupError("this libfuse agrees with the kernel on other terms than the one before it")
         introduction.end()
-        if self._operations.passthrough is not None:
-            self._operations.passthrough.session = self.descriptor
-        self._operations.begun.set()
 
     async def unmounted(self) -> None:
         """Return once the kernel has let go of the mount; `run` still waits for the requests that it handles then."""
@@ -136,8 +164,8 @@ class Session:
     async def pause(self) -> None:
         """Read no more requests; those that were read are answered. `run` goes on until `resume` or `give_up`."""
         self._paused = trio.Event()
-        _pyfuse3.trio = _NO_MORE  # as pyfuse3.asyncio puts its own there
-        trio.lowlevel.notify_closing(self.descriptor)
+        if self._device is not None:
+            self._device.pause()
         with trio.CancelScope(shield=True):
             for _ in range(TURNS):  # a task that was told of a request before this does read it
                 await trio.lowlevel.checkpoint()
@@ -149,10 +177,10 @@ class Session:
 
     def resume(self) -> None:
         """After `pause`: read requests again."""
-        if self._nursery is None or self._paused is None:
+        if self._nursery is None or self._paused is None or self._device is None:
             raise RuntimeError("a session that was not paused cannot go on")
         paused, self._paused = self._paused, None
-        _pyfuse3.trio = trio
+        self._device.resume()
         self._nursery.start_soon(self._answer)
         paused.set()
 
@@ -175,15 +203,18 @@ class Session:
         """Unmount, if that has not happened, and end the session."""
         if self._own and self._unmount is not None:
             self._unmount()
+        self._let_go()
         pyfuse3.close(unmount=True)
 
     def leave(self) -> None:
         """End the session in this process only: another one serves the mount."""
+        self._let_go()
         pyfuse3.close(unmount=False)
 
-
-async def _no_more(_: object) -> None:
-    raise trio.ClosedResourceError
+    def _let_go(self) -> None:
+        if self._device is not None:
+            self._device.close()
+            self._device = None
 
 
 def _copied(module: ModuleType, **changed: object) -> SimpleNamespace:
@@ -191,10 +222,6 @@ def _copied(module: ModuleType, **changed: object) -> SimpleNamespace:
 
 
 _pyfuse3: Any = pyfuse3
-
-_NO_MORE = _copied(trio, lowlevel=_copied(trio.lowlevel, wait_readable=_no_more))
-"""trio as pyfuse3's tasks see it while no more requests are to be read."""
-
 
 async def _main() -> None:
     await cast(Any, pyfuse3.main)(max_tasks=MAX_TASKS)

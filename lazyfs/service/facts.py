@@ -7,7 +7,7 @@ numbers are called outside.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lazyfs.cache.chunks import ChunkStatistics
+from lazyfs.cache.statistics import ChunkStatistics
 from lazyfs.cache.memory import MemoryStatistics
 from lazyfs.cache.verifier import VerifierStatistics
 from lazyfs.errors import CacheUnavailable

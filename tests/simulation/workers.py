@@ -21,7 +21,7 @@ class SimulatedWorkers:
 
     def __init__(self, *, dice: random.Random, latency: float, quick: float, nursery: trio.Nursery) -> None:
         self._dice = dice
-        self._quick = quick
+        self._share = quick
         self._latency = latency
         self._nursery = nursery
         self._readers = trio.CapacityLimiter(DISK_THREADS)
@@ -30,9 +30,16 @@ class SimulatedWorkers:
 
     async def touch(self, function: Callable[..., T], *args: Any) -> T:
         """See `Workers.touch`."""
-        if self._dice.random() < self._quick:
-            return function(*args)
-        return await self._aside(function, args)
+        return self.here(function, *args) if self.quick else await self._aside(function, args)
+
+    @property
+    def quick(self) -> bool:
+        """See `Workers.quick`; now this, now that."""
+        return self._dice.random() < self._share
+
+    def here(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Workers.here`."""
+        return function(*args)
 
     async def _aside(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         """In a task of its own, which goes on whoever is cancelled."""
