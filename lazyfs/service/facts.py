@@ -7,8 +7,8 @@ numbers are called outside.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lazyfs.cache.statistics import ChunkStatistics
 from lazyfs.cache.memory import MemoryStatistics
+from lazyfs.cache.statistics import ChunkStatistics
 from lazyfs.cache.verifier import VerifierStatistics
 from lazyfs.errors import CacheUnavailable
 from lazyfs.filesystem.calls import CallStatistics

@@ -1,0 +1,309 @@
+"""The descriptor of a mount: reads are answered past libfuse, and libfuse gets all other requests, whole and in order.
+
+The kernel is one end of a socket that keeps messages apart, as /dev/fuse does; libfuse is a task that reads and writes
+the session's number.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.filesystem import device as devices
+from lazyfs.filesystem.device import AT_ONCE, FORGETS, OUT, Answer, Device
+
+LOOKUP, GETATTR, FORGET_ALL = 1, 3, 42
+IN = struct.Struct("=IIQQIIIHH")
+"""fuse_in_header, as include/uapi/linux/fuse.h has it; written here anew, so that the module's own is compared."""
+
+READ_IN = struct.Struct("=QQIIQII")
+"""fuse_read_in: handle, offset, size, read_flags, lock_owner, flags, padding."""
+
+
+def request(opcode: int, unique: int, body: bytes = b"", node: int = 1) -> bytes:
+    """One as the kernel writes it."""
+    return IN.pack(IN.size + len(body), opcode, unique, node, 1000, 1000, 4242, 0, 0) + body
+
+
+def read_request(unique: int, handle: int, offset: int, size: int) -> bytes:
+    """A FUSE_READ."""
+    return request(15, unique, READ_IN.pack(handle, offset, size, 1, 7, 0o100000, 0))
+
+
+def reply(unique: int, data: bytes = b"", error: int = 0) -> bytes:
+    """What the kernel is to be answered."""
+    return OUT.pack(OUT.size + len(data), -error, unique) + data
+
+
+class Kernel:
+    """The other end of a device, and what reads of it come to: `at_once` and `late` by (handle, offset, size)."""
+
+    def __init__(self) -> None:
+        self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        for end in (self.end, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self.session = theirs.detach()
+        self.at_once: dict[tuple[int, int, int], Answer] = {}
+        self.late: dict[tuple[int, int, int], Answer] = {}
+        self.gate = trio.Event()
+        self.asked: list[tuple[int, int, int]] = []
+        self.is_quiet = False
+
+    def now(self, *what: int) -> Answer | None:
+        """See `Device`."""
+        self.asked.append((what[0], what[1], what[2]))
+        return self.at_once.get((what[0], what[1], what[2]))
+
+    async def later(self, *what: int) -> Answer:
+        """See `Device`."""
+        await self.gate.wait()
+        return self.late[what[0], what[1], what[2]]
+
+    def quiet(self) -> bool:
+        """See `Device`."""
+        return self.is_quiet
+
+    def said(self) -> list[bytes]:
+        """The answers so far."""
+        found = []
+        while True:
+            try:
+                found.append(self.end.recv(1 << 21))
+            except BlockingIOError:
+                return found
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[tuple[Kernel, Device, list[bytes]]]:
+    """A device, and a task that stands for pyfuse3's: it appends what libfuse reads to the list, and answers it."""
+    kernel, heard = Kernel(), list[bytes]()
+    async with trio.open_nursery() as nursery:
+        device = Device(kernel.session, now=kernel.now, later=kernel.later, quiet=kernel.quiet, nursery=nursery)
+
+        async def libfuse() -> None:
+            while True:
+                try:
+                    await device.wait()
+                except trio.ClosedResourceError:
+                    return
+                heard.append(os.read(kernel.session, 1 << 21))
+                device.received()
+                opcode, unique = struct.unpack_from("=4xIQ", heard[-1])
+                if opcode != FORGET_ALL:
+                    os.write(kernel.session, reply(unique, b"libfuse"))
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(libfuse)
+        yield kernel, device, heard
+        await trio.testing.wait_all_tasks_blocked()
+        device.pause()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    device.close()
+    kernel.end.close()
+    os.close(kernel.session)
+
+
+@pytest.fixture(params=["bytes", "view"])
+def kind(request: pytest.FixtureRequest) -> Callable[[bytes], Answer]:
+    """What a read may be answered with."""
+    return {"bytes": bytes, "view": memoryview}[request.param]
+
+
+async def test_a_read_is_answered_past_libfuse(kind: Callable[[bytes], Answer]) -> None:
+    """Its bytes under its number, and libfuse hears nothing of it."""
+    async with served() as (kernel, _, heard):
+        kernel.at_once[5, 4096, 8192] = kind(b"x" * 8192)
+        kernel.end.send(read_request(10, 5, 4096, 8192))
+        await trio.testing.wait_all_tasks_blocked()
+        assert kernel.said() == [reply(10, b"x" * 8192)]
+        assert kernel.asked == [(5, 4096, 8192)]
+        assert heard == []
+
+
+async def test_an_errno_is_an_answer() -> None:
+    """At once or later, and nothing follows it."""
+    async with served() as (kernel, _, heard):
+        kernel.at_once[5, 0, 1], kernel.late[5, 1, 1] = errno.ESTALE, errno.EIO
+        kernel.gate.set()
+        kernel.end.send(read_request(10, 5, 0, 1))
+        kernel.end.send(read_request(12, 5, 1, 1))
+        await trio.testing.wait_all_tasks_blocked()
+        assert kernel.said() == [reply(10, error=errno.ESTALE), reply(12, error=errno.EIO)]
+        assert heard == []
+
+
+async def test_a_read_that_waits_holds_nobody() -> None:
+    """What comes after it, reads and others, is answered before it."""
+    async with served() as (kernel, _, heard):
+        kernel.late[1, 0, 3], kernel.at_once[1, 3, 3] = b"abc", b"def"
+        for one in (read_request(10, 1, 0, 3), request(LOOKUP, 12, b"name\0"), read_request(14, 1, 3, 3)):
+            kernel.end.send(one)
+        await trio.testing.wait_all_tasks_blocked()
+        assert kernel.said() == [reply(12, b"libfuse"), reply(14, b"def")]
+        kernel.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert kernel.said() == [reply(10, b"abc")]
+        assert heard == [request(LOOKUP, 12, b"name\0")]
+
+
+async def test_libfuse_gets_all_else_in_order() -> None:
+    """Requests as they were, one after the other, and what it answers reaches the kernel; interrupts are left out."""
+    wanted = [request(opcode, 2 * number, bytes(number)) for number, opcode in enumerate((LOOKUP, GETATTR, 26, 1), 1)]
+    async with served() as (kernel, _, heard):
+        for one in (*wanted[:2], request(36, 3, struct.pack("=Q", 2)), *wanted[2:]):
+            kernel.end.send(one)
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard == wanted
+        assert kernel.said() == [reply(2 * number, b"libfuse") for number in range(1, 5)]
+
+
+@pytest.mark.parametrize("count", [1, FORGETS, FORGETS + 1, 3 * FORGETS])
+async def test_forgets_come_in_pieces(count: int) -> None:
+    """Every inode once, in requests that a socket takes, each of the size and count that it says."""
+    inodes = [(inode, inode % 7 + 1) for inode in range(2, count + 2)]
+    body = struct.pack("=II", count, 0) + b"".join(struct.pack("=QQ", *one) for one in inodes)
+    async with served() as (kernel, _, heard):
+        kernel.end.send(request(FORGET_ALL, 4, body))
+        kernel.end.send(request(LOOKUP, 6))
+        await trio.testing.wait_all_tasks_blocked()
+        *forgets, last = heard
+        found = []
+        for one in forgets:
+            size, said = struct.unpack_from("=I", one)[0], struct.unpack_from("=I", one, IN.size)[0]
+            assert size == len(one) == IN.size + 8 + 16 * said <= IN.size + 8 + 16 * FORGETS
+            assert one[4 : IN.size] == request(FORGET_ALL, 4)[4:]
+            found += list(struct.iter_unpack("=QQ", one[IN.size + 8 :]))
+        assert found == inodes
+        assert last == request(LOOKUP, 6)
+
+
+async def test_an_answer_of_libfuse_may_be_long() -> None:
+    """Once it has its request, it speaks to the kernel itself: a directory of a MiB does not fit into a socket."""
+    async with served() as (kernel, device, heard):
+        kernel.end.send(request(LOOKUP, 2))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(heard) == 1
+        os.write(kernel.session, reply(2, bytes(600_000)))
+        assert [len(one) for one in kernel.said()] == [OUT.size + 7, OUT.size + 600_000]
+        assert os.fstat(kernel.session).st_ino == os.fstat(device.kernel).st_ino
+
+
+async def test_an_answer_is_completed_on_its_way() -> None:
+    """The next one of the same step, and no failure; what other tasks say meanwhile does not exist, and later answers
+    are as they were."""
+
+    def changed(answer: bytearray) -> None:
+        answer[-1:] = b"!"
+
+    async with served() as (kernel, device, _):
+        device.complete(changed)
+        os.write(kernel.session, reply(2, b"a?"))
+        os.write(kernel.session, reply(4, b"b?"))
+        assert kernel.said() == []  # the step is not over
+        await trio.lowlevel.checkpoint()
+        assert kernel.said() == [reply(2, b"a!"), reply(4, b"b?")]
+        device.complete(changed)
+        os.write(kernel.session, reply(6, b"c?", error=errno.ESTALE))
+        await trio.lowlevel.checkpoint()
+        os.write(kernel.session, reply(8, b"d?"))
+        assert kernel.said() == [reply(6, b"c?", error=errno.ESTALE), reply(8, b"d?")]
+
+
+async def test_a_pause_leaves_requests_where_they_are() -> None:
+    """Nothing is read any more, what was read is answered, and after it the next task reads on."""
+    async with served() as (kernel, device, heard):
+        kernel.late[1, 0, 3] = b"abc"
+        kernel.end.send(read_request(10, 1, 0, 3))
+        await trio.testing.wait_all_tasks_blocked()
+        device.pause()
+        await trio.testing.wait_all_tasks_blocked()
+        kernel.end.send(request(LOOKUP, 12))
+        kernel.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert kernel.said() == [reply(10, b"abc")]
+        assert heard == []
+        with pytest.raises(trio.ClosedResourceError):
+            await device.wait()
+        device.resume()
+        await device.wait()
+        assert os.read(kernel.session, 4096) == request(LOOKUP, 12)
+
+
+async def test_many_reads_let_others_run() -> None:
+    """A reader that never pauses does not hold the loop: after so many reads everybody has a turn."""
+    turns = []
+    async with served() as (kernel, _, _):
+        kernel.is_quiet = True
+        for number in range(3 * AT_ONCE):
+            kernel.at_once[1, number, 1] = b"z"
+            kernel.end.send(read_request(2 * number + 2, 1, number, 1))
+        for _ in range(6):
+            await trio.lowlevel.checkpoint()
+            turns.append(len(kernel.said()))
+        assert max(turns) == AT_ONCE
+        assert sum(turns) == 3 * AT_ONCE
+
+
+async def test_only_so_many_reads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then requests stay with the kernel until one is answered."""
+    monkeypatch.setattr(devices, "MOST_WAITING", 3)
+    async with served() as (kernel, _, heard):
+        for number in range(3):
+            kernel.late[1, number, 1] = b"z"
+            kernel.end.send(read_request(2 * number + 2, 1, number, 1))
+        kernel.end.send(request(LOOKUP, 20))
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard == []
+        kernel.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard == [request(LOOKUP, 20)]
+        assert sorted(kernel.said()) == sorted([*(reply(2 * n + 2, b"z") for n in range(3)), reply(20, b"libfuse")])
+
+
+async def test_nobody_waits_for_the_answer_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer to a request that was taken back, and a request that is gone when it is read, are nothing to say."""
+    whole, gone = os.readv, [OSError(errno.ENOENT, "taken back")]
+
+    def readv(descriptor: int, buffers: tuple[bytearray]) -> int:
+        if gone:
+            raise gone.pop()
+        return whole(descriptor, buffers)
+
+    def writev(_: int, __: object) -> int:
+        raise OSError(errno.ENOENT, "nobody waits")
+
+    async with served() as (kernel, _, heard):
+        monkeypatch.setattr(os, "readv", readv)
+        monkeypatch.setattr(os, "writev", writev)
+        kernel.at_once[1, 0, 1] = b"z"
+        kernel.end.send(read_request(2, 1, 0, 1))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not gone
+        monkeypatch.undo()
+        kernel.end.send(request(LOOKUP, 4))
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard == [request(LOOKUP, 4)]
+
+
+async def test_the_end_of_the_mount_is_libfuses_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads from the kernel's descriptor then, and meets what we met."""
+    kernel = Kernel()
+    async with trio.open_nursery() as nursery:
+        device = Device(kernel.session, now=kernel.now, later=kernel.later, quiet=kernel.quiet, nursery=nursery)
+
+        def readv(_: int, __: object) -> int:
+            raise OSError(errno.ENODEV, "unmounted")
+
+        monkeypatch.setattr(os, "readv", readv)
+        await device.wait()
+        kernel.end.close()
+        assert os.read(kernel.session, 4096) == b""
+    device.close()
+    os.close(kernel.session)
