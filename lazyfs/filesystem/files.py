@@ -6,7 +6,7 @@ they come through.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
@@ -14,7 +14,7 @@ from lazyfs.errors import ArchivedObject, Corrupt, StoreError
 from lazyfs.filesystem.nodes import File
 from lazyfs.objects import ARCHIVES
 from lazyfs.reading.plans import Plan
-from lazyfs.reading.shards import HEAD, next_shard
+from lazyfs.reading.shards import next_shard
 from lazyfs.reading.streams import Streams
 from lazyfs.reading.windows import Budget
 
@@ -38,7 +38,9 @@ class FileState:
 class OpenFile:
     """An inode with at least one open handle; reads the bytes of exactly the version that the inode stands for."""
 
-    __slots__ = ("_began", "_cache", "_count", "_followed", "_last", "_read_bytes", "_streams", "file", "handles")
+    __slots__ = (
+        "_began", "_beyond", "_cache", "_count", "_last", "_opened", "_read_bytes", "_streams", "file", "handles"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -47,8 +49,10 @@ class OpenFile:
         budget: Budget,
         count: "itertools.count[int]",
         began: Callable[[File], None],
+        opened: Container[int],
     ) -> None:
-        """`count` goes on with every read of the mount; `began` is told of the first one here, when it is answered."""
+        """`count` goes on with every read of the mount; `began` is told of the first one here, when it is answered;
+        `opened` are the inodes that are open."""
         self.file = file
         self._began = began
         self.handles = 0
@@ -57,7 +61,9 @@ class OpenFile:
         self._read_bytes = 0
         self._cache = cache
         self._streams = Streams(file.version.size, budget)
-        self._followed = False
+        self._opened = opened
+        # Bytes of the shards after this one that were set on their way.
+        self._beyond = 0
 
     async def read(self, offset: int, size: int) -> memoryview | bytes:
         """`size` bytes from `offset` on, less only at the end of the file. The view is good until the next await."""
@@ -81,8 +87,10 @@ class OpenFile:
             self._cache.drop(version, start, end)
         if not (plan.touch and stop - offset <= SMALL_READ):
             self._start(plan, offset, stop)
-        if 2 * stop >= version.size and not self._followed and self._streams.whole:
-            self._follow()
+        if 8 * stop >= version.size:
+            beyond = self._streams.beyond
+            if beyond > self._beyond:
+                self._go_beyond(beyond)
         found = self._cache.now(version, offset, stop)
         if found is not None:
             self._served(found)
@@ -115,18 +123,44 @@ class OpenFile:
                 plan.reached(place, reached)
                 break
 
-    def _follow(self) -> None:
-        """The file will be read to its end: begin with the next shard of the same model, once."""
-        self._followed = True
+    def _go_beyond(self, beyond: int) -> None:
+        """Set on their way so many bytes of the shards after this one, as if they were one file, until memory is short.
+        Between one shard and the next the network had nothing to do: a model of four that are loaded one after another
+        took 1.0 s."""
+        begin = 0
+        for shard in self._next_shards():
+            start, stop = max(0, self._beyond - begin), min(shard.size, beyond - begin)
+            if start < stop:
+                # Behind what this run has queued.
+                reached = self._cache.start(shard.version, start, stop, demand=0, lane=self._streams.latest)
+                self._beyond = begin + max(start, min(reached, stop))
+                if reached < stop:
+                    return
+            begin += shard.size
+            if begin >= beyond:
+                return
+
+    def _next_shards(self) -> Iterator[File]:
+        """The shards of the same model after this one, up to one that is missing, or read by somebody already."""
         name = next_shard(self.file.name)
-        shard = self.file.parent.children.get(name) if name else None
-        if isinstance(shard, File) and shard.version.size:
-            self._cache.start(shard.version, 0, min(HEAD, shard.version.size), demand=0, lane=shard)
+        while name is not None:
+            shard = self.file.parent.children.get(name)
+            if not isinstance(shard, File) or not shard.size or shard.inode in self._opened:
+                return
+            yield shard
+            name = next_shard(name)
 
     def close(self) -> None:
-        """The last handle is closed: read-ahead that waits in a queue need not be sent."""
+        """The last handle is closed: read-ahead that waits in a queue need not be sent, and none of other shards if
+        this one was not read to its end."""
+        left = 0 if self._streams.finished else self._beyond
         for start, stop in self._streams.close():
             self._cache.drop(self.file.version, start, stop)
+        for shard in self._next_shards():
+            if left <= 0:
+                break
+            self._cache.drop(shard.version, 0, min(left, shard.size))
+            left -= shard.size
 
 
 class OpenFiles:
@@ -160,7 +194,7 @@ class OpenFiles:
         found = self._files.get(file.inode)
         if found is None:
             found = self._files[file.inode] = OpenFile(
-                file, self._cache, self._budget, self._count, self._began
+                file, self._cache, self._budget, self._count, self._began, self._files
             )
         found.handles += 1
         return file.inode

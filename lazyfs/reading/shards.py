@@ -5,13 +5,6 @@ Must not know whether there is such a file, or who reads. Pure.
 
 import re
 
-from lazyfs.objects import MIB
-
-HEAD = 16 * MIB
-"""Bytes of the next shard that are brought while the one before is still being read: its header, its first tensors, and
-what the reader gets through while the next answers come. A shard began with four round trips in a row, 180 ms of 30 to
-the first byte, and begins with none."""
-
 _SHARD = re.compile(r"(?P<before>.*?)(?P<number>\d+)(?P<of>-of-0*(?P<count>\d+))(?P<after>\D.*|)", re.DOTALL)
 
 

@@ -27,6 +27,7 @@ from lazyfs.reading.windows import (
     LARGEST_WINDOW,
     REMEMBERED,
     SLACK,
+    STEP,
     Budget,
 )
 
@@ -88,15 +89,28 @@ class Streams:
         return self._go_on(found, start, stop)
 
     @property
-    def whole(self) -> bool:
-        """Whether the latest run goes through the whole file, is past its middle, and planned to its end."""
-        run = self._table.front
-        return (
-            run.step > 0
-            and run.low < FILE_BEGIN
-            and run.frontier >= self._size
-            and 2 * (run.high - run.hole) >= self._size
-        )
+    def latest(self) -> Run:
+        """The run that was read last."""
+        return self._table.front
+
+    @property
+    def beyond(self) -> int:
+        """Bytes that the latest run would have ahead after the end of the file, if the file went on there: in whole
+        steps, and 0 unless the run goes through the whole file and is planned to its end. Of the first file that is
+        read so, not before its middle, and no more than was read of it: it may be the only one."""
+        run, first = self._table.front, not self._budget.first_window
+        read = run.high - run.hole
+        if run.step <= 0 or run.low >= FILE_BEGIN or run.frontier < self._size:
+            return 0
+        if read * (2 if first else 8) < self._size:
+            return 0
+        ahead = run.high + run.window - self._size
+        return align_down(max(0, min(ahead, read) if first else ahead), STEP)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the latest run has got to the end of the file."""
+        return self._table.front.high >= self._size
 
     def ahead(self) -> tuple[int, int]:
         """How many streams something is planned ahead of, and how many bytes that are."""

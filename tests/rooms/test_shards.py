@@ -12,8 +12,8 @@ from lazyfs.cache.memory import Memory
 from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.nodes import Branch, File
 from lazyfs.filesystem.tree import Tree
-from lazyfs.objects import MIB
-from lazyfs.reading.shards import HEAD, next_shard
+from lazyfs.objects import MIB, ObjectVersion
+from lazyfs.reading.shards import next_shard
 from lazyfs.reading.windows import Budget
 from tests.rooms.building import PLACE, CacheMaker, pattern
 from tests.rooms.memory_store import MemoryStore
@@ -61,12 +61,13 @@ async def opened(
         nursery.cancel_scope.cancel()
 
 
-async def read_upto(files: OpenFiles, file: File, stop: int) -> None:
-    """Read from the beginning, a MiB at a time."""
+async def read_upto(files: OpenFiles, file: File, stop: int, start: int = 0) -> int:
+    """Read up to there, a MiB at a time; the handle."""
     handle = files.open(file)
-    for offset in range(0, stop, MIB):
+    for offset in range(start, stop, MIB):
         await files.get(handle).read(offset, MIB)
     await trio.testing.wait_all_tasks_blocked()
+    return handle
 
 
 def fetched(store: MemoryStore, key: str) -> int:
@@ -74,17 +75,71 @@ def fetched(store: MemoryStore, key: str) -> int:
     return sum(call.stop - call.start for call in store.calls if call.kind == "get" and call.key == key)
 
 
-async def test_the_next_shard_is_begun(caches: CacheMaker) -> None:
-    """Its head, once, past the middle of the one before; and no shard after that."""
+async def test_shards_are_read_ahead_like_one_file(caches: CacheMaker) -> None:
+    """From the middle of the first one on as much as was read of it, in steps of 8 MiB; once it was read to its end,
+    the whole window. Each byte once."""
     store = MemoryStore()
     names = [f"m-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
     async with opened(store, caches, *names) as (files, found):
-        await read_upto(files, found[names[0]], SIZE // 2 - MIB)
+        handle = await read_upto(files, found[names[0]], SIZE // 2 - MIB)
         assert [fetched(store, name) for name in names] == [SIZE, 0, 0]
+        await read_upto(files, found[names[0]], SIZE // 2, SIZE // 2 - MIB)
+        assert [fetched(store, name) for name in names] == [SIZE, 8 * MIB, 0]
+        await read_upto(files, found[names[0]], SIZE - MIB, SIZE // 2)
+        assert [fetched(store, name) for name in names] == [SIZE, 16 * MIB, 0]
+        await read_upto(files, found[names[0]], SIZE, SIZE - MIB)
+        # The window is 64 MiB, and all of it lies beyond now.
+        assert [fetched(store, name) for name in names] == [SIZE, SIZE, SIZE]
+        files.release(handle)
+        for name in names[1:]:
+            await read_upto(files, found[name], SIZE)
+        assert [fetched(store, name) for name in names] == [SIZE, SIZE, SIZE]
+
+
+async def test_a_second_model_is_expected_to_be_read_like_the_first(caches: CacheMaker) -> None:
+    """Where a file was read to its end, the shards after the next one are begun before its middle."""
+    store = MemoryStore()
+    first, *names = ["a-00001-of-00001.bin", *(f"m-0000{number}-of-00003.bin" for number in (1, 2, 3))]
+    async with opened(store, caches, first, *names) as (files, found):
+        await read_upto(files, found[first], SIZE)
+        await read_upto(files, found[names[0]], 2 * MIB)
+        assert [fetched(store, name) for name in names] == [16 * MIB, 0, 0]
+        await read_upto(files, found[names[0]], 4 * MIB, 2 * MIB)
+        assert [fetched(store, name) for name in names] == [SIZE, 8 * MIB, 0]
+
+
+async def test_a_shard_that_is_read_by_somebody_is_left_to_him(caches: CacheMaker) -> None:
+    """Threads that load a shard each have their own streams: what they read already is not brought again."""
+    store = MemoryStore()
+    names = [f"m-0000{number}-of-00003.bin" for number in (1, 2, 3)]
+    async with opened(store, caches, *names) as (files, found):
+        await read_upto(files, found[names[1]], MIB)
         await read_upto(files, found[names[0]], SIZE)
-        assert [fetched(store, name) for name in names] == [SIZE, HEAD, 0]
-        await read_upto(files, found[names[1]], SIZE)
-        assert [fetched(store, name) for name in names] == [SIZE, SIZE, HEAD]
+        assert [fetched(store, name) for name in names] == [SIZE, MIB, 0]
+
+
+async def test_who_stops_early_has_nothing_sent_that_waits(
+    caches: CacheMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is queued of other shards when a shard is closed before its end is not asked for."""
+    store = MemoryStore()
+    names = [f"m-0000{number}-of-00002.bin" for number in (1, 2)]
+    async with opened(store, caches, *names) as (files, found):
+        dropped: list[tuple[str, int, int]] = []
+        drop = files._cache.drop
+
+        def noted(version: ObjectVersion, start: int, stop: int) -> None:
+            dropped.append((version.key, start, stop))
+            drop(version, start, stop)
+
+        monkeypatch.setattr(files._cache, "drop", noted)
+        handle = await read_upto(files, found[names[0]], SIZE // 2)
+        files.release(handle)
+        assert dropped == [(names[0], SIZE // 2, SIZE), (names[1], 0, 8 * MIB)]
+        dropped.clear()
+        handle = await read_upto(files, found[names[0]], SIZE)
+        files.release(handle)
+        assert [one for one in dropped if one[0] == names[1]] == []
 
 
 async def test_what_is_no_shard_begins_nothing(caches: CacheMaker) -> None:
