@@ -30,6 +30,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import lmdb
@@ -60,6 +61,23 @@ MAP_SIZE = 64 * 1024**3
 """Address space, not disk. 12 KiB a segment: enough for an index of more than 300 TiB of chunks."""
 
 
+class _Border:
+    """Where LMDB's exceptions end. On a full disk commits and deletes both fail, with an I/O error. A class, for a
+    generator would cost a touch of warm bytes a microsecond more."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, lmdb.Error | OSError | struct.error):
+            raise CacheUnavailable(f"index: {type(error).__name__}: {error}") from error
+
+
+_BORDER = _Border()
+
+
 class Index:
     """An open index. Raises `CacheUnavailable` for every failure of LMDB, and for a foreign or damaged file at open."""
 
@@ -73,7 +91,7 @@ class Index:
         self._given_up = False
         # Held by every read, so that none is inside an environment while a write closes it to open it again.
         self._lock = threading.Lock()
-        with self._translating():
+        with _BORDER:
             self._open(to_read=to_read)
 
     def _open(self, *, to_read: bool = False) -> None:
@@ -121,7 +139,7 @@ class Index:
 
     def close(self) -> None:
         """Flush to disk and close; only a clean close is safe against a power failure."""
-        with self._lock, self._translating():
+        with self._lock, _BORDER:
             try:
                 if not self._to_read:
                     self._env.sync(True)
@@ -133,7 +151,7 @@ class Index:
     def kept(self, object_id: bytes, number: int) -> Kept | None:
         """The chunk's checksums if it is on disk; None if not, or if its record is damaged."""
         key = segment_key(object_id, number // SEGMENT_CHUNKS)
-        with self._lock, self._translating(), self._env.begin(db=self._segments, buffers=True) as txn:
+        with self._lock, _BORDER, self._env.begin(db=self._segments, buffers=True) as txn:
             value = txn.get(key)
             if value is None or not sound(key, value):
                 return None
@@ -147,19 +165,19 @@ class Index:
     def present(self, object_id: bytes, segment: int) -> int:
         """The presence bits of a segment, chunk 0 of it lowest; 0 if there is no sound record."""
         key = segment_key(object_id, segment)
-        with self._lock, self._translating(), self._env.begin(db=self._segments, buffers=True) as txn:
+        with self._lock, _BORDER, self._env.begin(db=self._segments, buffers=True) as txn:
             value = txn.get(key)
             return HEAD.unpack_from(value)[2] if value is not None and sound(key, value) else 0
 
     def present_chunks(self, object_id: bytes) -> int:
         """How many chunks of the object are on disk."""
-        with self._lock, self._translating(), self._env.begin(db=self._objects) as txn:
+        with self._lock, _BORDER, self._env.begin(db=self._objects) as txn:
             value = txn.get(object_id)
             return OBJECT.unpack_from(value)[2] if value is not None else 0
 
     def complete(self, version: ObjectVersion) -> int | None:
         """The generation of the version's object file if all of its chunks are on disk, else None."""
-        with self._lock, self._translating(), self._env.begin(db=self._objects) as txn:
+        with self._lock, _BORDER, self._env.begin(db=self._objects) as txn:
             value = txn.get(version.object_id)
         if value is None:
             return None
@@ -168,33 +186,33 @@ class Index:
 
     def used(self) -> int:
         """Bytes of disk spoken for: chunks, claims, graves, and what the index itself takes."""
-        with self._lock, self._translating(), self._env.begin(db=self._meta) as txn:
+        with self._lock, _BORDER, self._env.begin(db=self._meta) as txn:
             return number_of(txn.get(USED)) + self.own_size()
 
     def listing(self, key: bytes) -> bytes | None:
         """A listing as it was put, or None."""
-        with self._lock, self._translating(), self._env.begin(db=self._listings) as txn:
+        with self._lock, _BORDER, self._env.begin(db=self._listings) as txn:
             return txn.get(key)
 
     def verdict(self, object_id: bytes) -> bytes | None:
         """What was found of the object as a whole, as it was put, or None."""
-        with self._lock, self._translating(), self._env.begin(db=self._verdicts) as txn:
+        with self._lock, _BORDER, self._env.begin(db=self._verdicts) as txn:
             return txn.get(object_id)
 
     def graves(self) -> list[Run]:
         """What has to leave the disk. Whoever digs must be the only one who does."""
-        with self._lock, self._translating(), self._env.begin() as txn:
+        with self._lock, _BORDER, self._env.begin() as txn:
             return Ledger(txn, self._tables).graves()
 
     def claims(self) -> dict[int, list[Run]]:
         """By daemon, dead or alive, what it is writing."""
-        with self._lock, self._translating(), self._env.begin() as txn:
+        with self._lock, _BORDER, self._env.begin() as txn:
             return Ledger(txn, self._tables).claims()
 
     def entries(self) -> dict[tuple[bytes, int], int]:
         """Every (object_id, generation) the index knows, with the disk bytes of its chunks if all of these are of full
         size; not for the hot path."""
-        with self._lock, self._translating(), self._env.begin(db=self._objects) as txn:
+        with self._lock, _BORDER, self._env.begin(db=self._objects) as txn:
             heads = [(bytes(key), OBJECT.unpack_from(value)) for key, value in txn.cursor()]
         return {(object_id, generation): present * CHUNK_SIZE for object_id, (generation, _, present) in heads}
 
@@ -203,7 +221,7 @@ class Index:
     def generation(self, version: ObjectVersion) -> int:
         """The generation of the version's object file, a new random one if the index does not know the object yet."""
         fresh = object_record(int.from_bytes(os.urandom(4), "little"), version)
-        with self._translating():
+        with _BORDER:
             self._mend()
             with self._lock, self._env.begin(db=self._objects) as reading:
                 value: bytes | memoryview | None = reading.get(version.object_id)
@@ -211,7 +229,7 @@ class Index:
             with self._transaction() as txn:
                 txn.put(version.object_id, fresh, overwrite=False, db=self._objects)
                 value = txn.get(version.object_id, db=self._objects)
-        with self._translating():
+        with _BORDER:
             return int(OBJECT.unpack_from(value or fresh)[0])
 
     def claim(self, daemon: int, runs: list[Run], size: int, bound: int) -> Answer:
@@ -282,7 +300,7 @@ class Index:
     def look(self) -> Iterator[tuple[lmdb.Transaction, Tables]]:
         """The tables as they are at this moment, for `pins.py` and those who look at all of them, a part at a time:
         nobody else reads meanwhile."""
-        with self._lock, self._translating(), self._env.begin() as txn:
+        with self._lock, _BORDER, self._env.begin() as txn:
             yield txn, self._tables
 
     @contextlib.contextmanager
@@ -300,7 +318,7 @@ class Index:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[lmdb.Transaction]:
         """A write transaction, committed if nothing was raised."""
-        with self._translating():
+        with _BORDER:
             self._mend()
             try:
                 with self._env.begin(write=True) as txn:
@@ -333,14 +351,6 @@ class Index:
                 self._open(to_read=True)
                 raise
         self._given_up = False
-
-    @contextlib.contextmanager
-    def _translating(self) -> Iterator[None]:
-        """The border where LMDB's exceptions end. On a full disk commits and deletes both fail, with an I/O error."""
-        try:
-            yield
-        except (lmdb.Error, OSError, struct.error) as error:
-            raise CacheUnavailable(f"index: {type(error).__name__}: {error}") from error
 
     def own_size(self) -> int:
         """Bytes of disk that the index itself takes."""

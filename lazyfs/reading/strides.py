@@ -20,7 +20,7 @@ RECENT = 96
 
 PREVIOUS = 24
 """Of those, in which the previous element of a walk is looked for: the last of each of 16 readers that take turns, and
-some. Looking at all costs a touch at a random place 15 us of its 200."""
+some. Looking at all cost a touch at a random place 15 us of its 200."""
 
 FARTHEST = 512 * MIB
 """No step is longer."""
@@ -86,17 +86,16 @@ class Strides:
     def detect(self, run: Run) -> list[Run] | None:
         """Note that `run` begins; the elements of the walk that it is the last of, in order, when there is one."""
         recent, start = self._recent, run.low
+        latest = list(islice(reversed(recent.values()), PREVIOUS))
         found = None
-        newest = True
-        for other in islice(reversed(recent.values()), PREVIOUS):
-            step = start - other.element
-            if -FARTHEST <= step <= FARTHEST and abs(step) > 2 * DRIFT:
-                third = recent.get((other.element - step) >> _CELL)
-                if third is not None and third.birth < other.birth:
-                    found = self._chain(run, other, third, 4 if newest else 5)
+        # Where the one before would lie; nearly always nothing does.
+        for other in [other for other in latest if (2 * other.element - start) >> _CELL in recent]:
+            if 2 * DRIFT < abs(start - other.element) <= FARTHEST:
+                third = recent[(2 * other.element - start) >> _CELL]
+                if third.birth < other.birth:
+                    found = self._chain(run, other, third, 4 if other is latest[0] else 5)
                     if found is not None:
                         break
-            newest = False
         recent[start >> _CELL] = run
         recent.move_to_end(start >> _CELL)
         if len(recent) > RECENT:
