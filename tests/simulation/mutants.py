@@ -6,6 +6,7 @@ Whoever changes one of these lines finds here what the line is for. A mutant who
 from tests.simulation.edits import Edit
 
 CHUNKS = "lazyfs.cache.chunks"
+FORGETTING = "lazyfs.cache.forgetting"
 FLIGHTS = "lazyfs.cache.flights"
 MEMORY = "lazyfs.cache.memory"
 WRITER = "lazyfs.cache.writer"
@@ -63,7 +64,7 @@ MUTANTS = {
     "a broken body is the end": Edit(FETCH, "if now - failing_since + wait > budget:", "if True:"),
     # Whole objects.
     "what is brought waits for readers": Edit(CHUNKS, "pushing = urgent or not self._flights", "pushing = urgent"),
-    "a disk that does not forget is believed": Edit(CHUNKS, "elif not gone and pauses", "elif False"),
+    "a disk that does not forget is believed": Edit(FORGETTING, "elif not gone and pauses", "elif False"),
     # Read-ahead.
     "a file that is closed keeps its share": Edit(FILES, "            found.close()\n", ""),
 }
