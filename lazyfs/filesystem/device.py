@@ -78,8 +78,9 @@ FD_SETSIZE = 1024
 """select(2) knows descriptors below this."""
 
 
-class Device:
-    """The descriptor of one session. Loop thread only."""
+class Device(trio.abc.Instrument):
+    """The descriptor of one session. Loop thread only. It sees the end of each step of a task: made and taken away for
+    each request, an instrument costs ten times as much as one that looks at a flag."""
 
     def __init__(
         self,
@@ -101,12 +102,13 @@ class Device:
         self._now, self._later, self._quiet = now, later, quiet
         self._nursery = nursery
         self._buffer = bytearray(LARGEST_REQUEST)
-        self._requests: deque[bytes | memoryview] = deque()
-        self._step: _Step | None = None
+        self._pieces: deque[bytes] = deque()
+        self._diverted = False
         self._change: Change | None = None
         self._closed = False
         self._waiting = 0
         self._fewer = trio.Event()
+        trio.lowlevel.add_instrument(self)
 
     def pause(self) -> None:
         """Read no more requests until `resume`; who waits for one is told by `trio.ClosedResourceError`."""
@@ -119,6 +121,7 @@ class Device:
 
     def close(self) -> None:
         """Let go of the descriptor."""
+        trio.lowlevel.remove_instrument(self)
         self._ours.close()
         self._theirs.close()
         os.close(self.kernel)
@@ -127,8 +130,8 @@ class Device:
         """Answer reads until there is another request, which libfuse can read when this returns, in the same step."""
         answered = 0
         while not self._closed:
-            if self._requests:
-                self._give(self._requests.popleft())
+            if self._pieces:
+                self._give(self._pieces.popleft())
                 return
             try:
                 size = os.readv(self.kernel, (self._buffer,))
@@ -141,10 +144,14 @@ class Device:
                     continue
                 return  # libfuse meets the same, and knows what it means
             opcode, unique, handle, offset, length = REQUEST.unpack_from(self._buffer)
-            if opcode != READ:
-                if opcode != INTERRUPT:
-                    self._requests.extend(_pieces(opcode, memoryview(self._buffer)[:size]))
+            if opcode == BATCH_FORGET:
+                self._pieces.extend(_pieces(memoryview(self._buffer)[:size]))
                 continue
+            if opcode != READ:
+                if opcode == INTERRUPT:
+                    continue
+                self._give(memoryview(self._buffer)[:size])
+                return
             answer = self._now(handle, offset, length)
             if answer is None:
                 await self._start(unique, handle, offset, length)
@@ -203,7 +210,7 @@ class Device:
 
     def received(self) -> None:
         """libfuse has read its request: from now on it speaks to the kernel."""
-        if self._step is not None and self._change is None:
+        if self._diverted and self._change is None:
             self._restore()
 
     def complete(self, change: Change) -> None:
@@ -213,20 +220,21 @@ class Device:
         self._change = change
 
     def _divert(self) -> None:
-        if self._step is None:
+        if not self._diverted:
+            self._diverted = True
             os.dup2(self._theirs.fileno(), self._session, inheritable=False)
-            self._step = _Step(self.over)
-            trio.lowlevel.add_instrument(self._step)
 
     def _restore(self) -> None:
-        if self._step is not None:
-            trio.lowlevel.remove_instrument(self._step)
-            self._step = None
-            os.dup2(self.kernel, self._session, inheritable=False)
+        self._diverted = False
+        os.dup2(self.kernel, self._session, inheritable=False)
 
-    def over(self) -> None:
-        """The step is over: what libfuse said in it goes to the kernel."""
-        self._restore()
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """What libfuse said in the step goes to the kernel, before any other task runs."""
+        if self._diverted:
+            self._restore()
+            self._pass_on()
+
+    def _pass_on(self) -> None:
         change, self._change = self._change, None
         while True:
             try:
@@ -239,24 +247,9 @@ class Device:
             self._write((answer,))
 
 
-class _Step(trio.abc.Instrument):
-    """Calls `over` at the end of the present step of the present task, before any other task runs."""
-
-    def __init__(self, over: Callable[[], None]) -> None:
-        self._over = over
-        self._task = trio.lowlevel.current_task()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._over()
-
-
-def _pieces(opcode: int, request: memoryview) -> Iterator[bytes | memoryview]:
-    """The request, in pieces that a socket takes if it forgets many inodes."""
-    count = FORGET_HEAD.unpack_from(request, BODY)[0] if opcode == BATCH_FORGET else 0
-    if count <= FORGETS:
-        yield bytes(request)
-        return
+def _pieces(request: memoryview) -> Iterator[bytes]:
+    """A request that forgets many inodes, in pieces that a socket takes."""
+    count = FORGET_HEAD.unpack_from(request, BODY)[0]
     begin = BODY + FORGET_HEAD.size
     for first in range(0, count, FORGETS):
         some = request[begin + first * FORGET_ONE : begin + min(first + FORGETS, count) * FORGET_ONE]
