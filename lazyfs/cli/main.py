@@ -48,9 +48,11 @@ from lazyfs.service import handed, mounts
 from lazyfs.service.credentials import use_credentials_of_service
 from lazyfs.service.logs import level_signals, set_up_logging, told
 
-SWITCH_INTERVAL = 0.0002
-"""Seconds until a thread that waits for the interpreter gets it. With Python's 5 ms, the writer waited some 3 ms for
-each MiB while a cold file streamed at 0.7 GB/s, and a third of the chunks could not be kept; with this, 5 in 100."""
+SWITCH_INTERVAL = 0.0005
+"""Seconds until a thread that waits for the interpreter asks for it. While answers to the kernel were written with the
+interpreter held, the writer waited some 3 ms for each MiB with Python's 5 ms, and 0.2 ms was best. Now nobody holds it
+for long; with 0.1 and 0.2 ms the many threads that wait wake each other so often that 4 of 10 cold reads of a GiB took
+half as long again, and with 0.5 to 5 ms none of 20."""
 
 
 GARBAGE_THRESHOLDS = (50_000, 20, 50)
