@@ -3,7 +3,7 @@
 Why not reads by libfuse too: pyfuse3 answers with the interpreter held, and the kernel copies an answer of 1 MiB into
 pages that nobody has touched yet, which takes 0.4 to 1.4 ms; meanwhile no thread of this process receives or writes a
 byte. With os.writev(2) they do: a cold file is read at 1.03 GB/s instead of 0.78, and by 32 processes that map it at
-0.63 instead of 0.52, for less CPU. In threads of their own, two or one, the answers were slower than on the loop.
+0.57 instead of 0.49, for less CPU. In threads of their own, two or one, the answers were slower than on the loop.
 
 Its job: read each request, answer reads, and let libfuse have the rest. Must not know pyfuse3, nor what is read.
 
