@@ -39,7 +39,8 @@ class OpenFile:
     """An inode with at least one open handle; reads the bytes of exactly the version that the inode stands for."""
 
     __slots__ = (
-        "_began", "_beyond", "_cache", "_count", "_last", "_opened", "_read_bytes", "_streams", "file", "handles"
+        "_began", "_beyond", "_cache", "_count", "_follows", "_last", "_opened", "_read_bytes", "_streams",
+        "file", "handles",
     )  # fmt: skip
 
     def __init__(
@@ -62,8 +63,8 @@ class OpenFile:
         self._cache = cache
         self._streams = Streams(file.version.size, budget)
         self._opened = opened
-        # Bytes of the shards after this one that were set on their way.
-        self._beyond = 0
+        # Bytes of the shards after this one that were set on their way, and whether there may be more of them.
+        self._beyond, self._follows = 0, True
 
     async def read(self, offset: int, size: int) -> memoryview | bytes:
         """`size` bytes from `offset` on, less only at the end of the file. The view is good until the next await."""
@@ -87,7 +88,7 @@ class OpenFile:
             self._cache.drop(version, start, end)
         if not (plan.touch and stop - offset <= SMALL_READ):
             self._start(plan, offset, stop)
-        if 8 * stop >= version.size:
+        if self._follows and 8 * stop >= version.size:
             beyond = self._streams.beyond
             if beyond > self._beyond:
                 self._go_beyond(beyond)
@@ -139,6 +140,7 @@ class OpenFile:
             begin += shard.size
             if begin >= beyond:
                 return
+        self._follows = False
 
     def _next_shards(self) -> Iterator[File]:
         """The shards of the same model after this one, up to one that is missing, or read by somebody already."""
