@@ -11,7 +11,7 @@ lent until each lands or the flight ends; a waiter's chunk is pinned from landin
 """
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 import trio
@@ -73,7 +73,6 @@ class Flight:
         self.waiting: dict[int, Waiting] = {}
         self.error: LazyfsError | None = None
 
-
     def error_for(self, version: ObjectVersion) -> LazyfsError | None:
         """What it came to for somebody who waits for this version; None if that is to be asked for again: it was given
         up, or another origin was refused, whose key, credentials or time this one does not have."""
@@ -106,6 +105,8 @@ class Flights:
         self._nursery = nursery
         self._made_room = made_room
         self._by_chunk: dict[Key, Flight] = {}
+        # Flights that no task has taken up yet, in the order of wanting.
+        self._launched: deque[Flight] = deque()
         self._discarding: set[Key] = set()
         self._token = trio.lowlevel.current_trio_token()
         self.flying: Counter[str] = Counter()
@@ -140,7 +141,8 @@ class Flights:
         for number in span:
             self._by_chunk[version.object_id, number] = flight
         self.flying[version.origin] += 1
-        self._nursery.start_soon(self._fly, flight)
+        self._nursery.start_soon(self._fly_next)
+        self._launched.append(flight)
         return len(span)
 
     def _slot(self, version: ObjectVersion, number: int) -> int | None:
@@ -158,6 +160,12 @@ class Flights:
         while slots is None and self._writer.give_up_one():
             slots = self._memory.lend(1, urgent=True)
         return slots
+
+    async def _fly_next(self) -> None:
+        """Fly what was launched first, whichever task runs first: trio runs those that were started together in one
+        order or in the reverse, by chance, so a task with a flight of its own had the last bytes of a window sent
+        before the first ones."""
+        await self._fly(self._launched.popleft())
 
     async def _fly(self, flight: Flight) -> None:
         """Bring the flight's chunks, whatever that takes, and end it."""

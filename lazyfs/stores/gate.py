@@ -50,13 +50,15 @@ class Gate:
                 self._wake()
 
     async def enter(self, claim: Claim) -> None:
-        """Wait for a place. `Dropped` if the claim is dropped first."""
+        """Wait for a place; where one is free, without giving way to other tasks, so that who comes first is sent
+        first. `Dropped` if the claim is dropped first."""
         waiter = _Waiter(claim)
         self._waiting.append(waiter)
         claim.on_change = self._wake
         self._wake()
         try:
-            await waiter.decided.wait()
+            if not waiter.decided.is_set():
+                await waiter.decided.wait()
         except BaseException:
             if waiter.granted:
                 self.leave(claim)

@@ -26,6 +26,7 @@ from lazyfs.stores.border import status_of, translated
 from lazyfs.stores.client import Connection
 from lazyfs.stores.customer_keys import open_way, sse_arguments
 from lazyfs.stores.history import History, VersionPages
+from lazyfs.stores.inorder import in_order
 from lazyfs.stores.lister import Lister
 from lazyfs.stores.profiles import CRC64NVME, SHA256
 from lazyfs.stores.quick import read_quickly
@@ -76,7 +77,7 @@ class S3Store:
         if expected_bucket_owner:
             self._common["ExpectedBucketOwner"] = expected_bucket_owner
         # Listings do not wait behind GETs: they have connections of their own.
-        self._gets = trio.CapacityLimiter(max_connections)
+        self._gets = in_order(max_connections)
         self._lists = trio.CapacityLimiter(8)
         self._most = max_connections
         self._may_be_quick = quick

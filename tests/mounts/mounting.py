@@ -176,11 +176,13 @@ class Mount:
         return self.log.read_text(errors="replace")
 
     def settle(self) -> dict[str, Any]:
-        """Wait until nothing is on its way into memory or onto the disk; the counters then."""
+        """Wait until nothing is on its way into memory or onto the disk, and no object is being verified, which asks
+        the store; the counters then."""
 
         def quiet() -> dict[str, Any] | None:
-            memory = (found := self.stats())["memory"]
-            return found if memory["lent"] == 0 and memory["pinned"] == 0 else None
+            found = self.stats()
+            waits = found["memory"]["lent"], found["memory"]["pinned"], found["verified"]["under_way"]
+            return None if any(waits) else found
 
         return wait_until(quiet, "nothing on its way")
 
