@@ -19,8 +19,9 @@ import trio
 
 from lazyfs.errors import SetupError
 
-LARGEST_REQUEST = 1024 * 1024 + 4096
-"""Bytes of buffer for a request; the kernel refuses to fill one of less than 8 KiB (FUSE_MIN_READ_BUFFER)."""
+FIRST_REQUEST = 64 * 1024
+"""Bytes of buffer for the first request, and for libfuse's answer to it; the kernel refuses to fill one of less than 8
+KiB (FUSE_MIN_READ_BUFFER)."""
 
 PATIENCE = 10.0
 """Seconds in which the kernel sends FUSE_INIT: it does so within mount(2)."""
@@ -28,6 +29,14 @@ PATIENCE = 10.0
 UNIQUE = struct.Struct("=Q")
 AT_UNIQUE = 8
 """Where a request and an answer say which request it is: fuse_in_header, fuse_out_header."""
+
+MAX_WRITE, AT_MAX_WRITE = struct.Struct("=I"), 36
+"""In the answer: fuse_out_header, and 20 bytes of fuse_init_out. It is 256 pages with libfuse 3.14, so 16 MiB on a
+machine with pages of 64 KiB."""
+
+HEADERS = 4096
+"""Bytes of a buffer beyond max_write. The kernel wants room for fuse_in_header and fuse_write_in, 80 bytes, and refuses
+to fill a smaller buffer with any request (fs/fuse/dev.c, fuse_dev_do_read)."""
 
 NOTICE = struct.Struct("=IiQ")
 """fuse_out_header of what answers no request: its length, what it is, 0."""
@@ -48,6 +57,11 @@ class Agreement:
         """Whether this is the same answer."""
         return answer[:AT_UNIQUE] + answer[AT_UNIQUE + 8 :] == self.answer[:AT_UNIQUE] + self.answer[AT_UNIQUE + 8 :]
 
+    @property
+    def largest_request(self) -> int:
+        """Bytes of buffer that the kernel wants for every request from now on."""
+        return int(MAX_WRITE.unpack_from(self.answer, AT_MAX_WRITE)[0]) + HEADERS
+
 
 def first_request(session: int) -> bytes:
     """The request that waits in a descriptor that was mounted just now. `SetupError` if there is none."""
@@ -55,7 +69,7 @@ def first_request(session: int) -> bytes:
     waiting.register(session, select.POLLIN)
     try:
         if waiting.poll(PATIENCE * 1000):
-            return os.read(session, LARGEST_REQUEST)
+            return os.read(session, FIRST_REQUEST)
     except OSError as error:
         raise SetupError(f"the mount was gone before it was served: {error.strerror}") from None
     raise SetupError("the kernel says nothing about the mount; is the descriptor served by another process?")
@@ -77,7 +91,7 @@ class Introduction:
         """What libfuse says."""
         while True:
             try:
-                return self._ours.recv(LARGEST_REQUEST)
+                return self._ours.recv(FIRST_REQUEST)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._ours)
 

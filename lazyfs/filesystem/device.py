@@ -10,7 +10,8 @@ Its job: read each request, answer reads, and let libfuse have the rest. Must no
 How libfuse gets a request that it has not read: it reads from a descriptor by number. From the moment at which its task
 is told that there is a request until it has read it, that number is one end of a socket in which the request lies;
 before and after, it is the kernel's, so that answers go there without us. All of that is one step of one task. Answers
-are diverted alike where the kernel is to be told more than libfuse knows (`complete`).
+are diverted alike where the kernel is to be told more than libfuse knows (`complete`). Where it may have pipes of more
+than 1 MiB (fs.pipe-max-size, CAP_SYS_RESOURCE), libfuse splices its request out of the socket instead of reading it.
 
 Rules from the kernel (fs/fuse/dev.c, include/uapi/linux/fuse.h): a read of the descriptor gives one request, and fails
 with EINVAL when the buffer could not hold a write of the size that was agreed; ENOENT when one was taken back, ENODEV
@@ -28,8 +29,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 
 import trio
-
-from lazyfs.filesystem.agreement import LARGEST_REQUEST
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +57,14 @@ FORGETS = 2048
 socket takes in one piece."""
 
 LARGEST_ANSWER = 1 << 16
+"""Of libfuse in a step in which it is diverted: to an open, or to what has no handler of ours. All others are given
+after `received`, and go to the kernel."""
 
 MOST_WAITING = 512
 """Reads that wait at once; a mapped reader's fault must not wait for another's."""
 
 AT_ONCE = 8
-"""Reads that are answered in one turn of the loop."""
+"""Reads that are answered, or begun, in one turn of the loop."""
 
 LARGE = 64 * 1024
 """After an answer of this size the next request is likely there already: the kernel reads ahead. After a smaller one it
@@ -90,10 +91,12 @@ class Device(trio.abc.Instrument):
         later: Callable[[int, int, int], Awaitable[Answer]],
         quiet: Callable[[], bool],
         nursery: trio.Nursery,
+        largest: int,
     ) -> None:
-        """`session`: the number that libfuse uses, the kernel's descriptor. `now` answers a read (handle, offset, size)
-        at once; where it gives None, `later` does, in a task of `nursery`. What they give is good until the next await.
-        `quiet`: nothing is on its way, so that the loop may wait for a reader."""
+        """`session`: the number that libfuse uses, the kernel's descriptor, of which all copies become non-blocking.
+        `now` answers a read (handle, offset, size) at once; where it gives None, `later` does, in a task of `nursery`.
+        What they give is good until the next await. `quiet`: nothing is on its way, so that the loop may wait for a
+        reader. `largest`: bytes of buffer that a request needs."""
         self._session = session
         self.kernel = os.dup(session)
         """The same, by a number that is never anything else."""
@@ -101,7 +104,7 @@ class Device(trio.abc.Instrument):
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._now, self._later, self._quiet = now, later, quiet
         self._nursery = nursery
-        self._buffer = bytearray(LARGEST_REQUEST)
+        self._buffer = bytearray(largest)
         self._pieces: deque[bytes] = deque()
         self._diverted = False
         self._change: Change | None = None
@@ -111,7 +114,8 @@ class Device(trio.abc.Instrument):
         trio.lowlevel.add_instrument(self)
 
     def pause(self) -> None:
-        """Read no more requests until `resume`; who waits for one is told by `trio.ClosedResourceError`."""
+        """Read no more requests until `resume`; who waits for one is told by `trio.ClosedResourceError`, once all
+        `pieces` of what was read are given out."""
         self._closed = True
         trio.lowlevel.notify_closing(self.kernel)
 
@@ -119,17 +123,27 @@ class Device(trio.abc.Instrument):
         """Undo `pause`."""
         self._closed = False
 
+    @property
+    def pieces(self) -> int:
+        """How many parts of a request that was read libfuse did not get yet."""
+        return len(self._pieces)
+
     def close(self) -> None:
-        """Let go of the descriptor."""
+        """Let go of the descriptor. Who waits for a request is told as by `pause`; a read that is not answered will not
+        be."""
+        self._pieces.clear()
+        self.pause()
         trio.lowlevel.remove_instrument(self)
         self._ours.close()
         self._theirs.close()
         os.close(self.kernel)
+        self.kernel = -1  # the number may be another file's soon
 
     async def wait(self) -> None:
-        """Answer reads until there is another request, which libfuse can read when this returns, in the same step."""
-        answered = 0
-        while not self._closed:
+        """Answer reads until there is another request, which libfuse can read when this returns, in the same step, or
+        the mount has ended, which libfuse finds when it reads."""
+        taken = 0
+        while self._pieces or not self._closed:
             if self._pieces:
                 self._give(self._pieces.popleft())
                 return
@@ -137,12 +151,14 @@ class Device(trio.abc.Instrument):
                 size = os.readv(self.kernel, (self._buffer,))
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.kernel)
-                answered = 0
+                taken = 0
                 continue
             except OSError as error:
                 if error.errno == errno.ENOENT:
                     continue
-                return  # libfuse meets the same, and knows what it means
+                if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+                    return
+                raise
             opcode, unique, handle, offset, length = REQUEST.unpack_from(self._buffer)
             if opcode == BATCH_FORGET:
                 self._pieces.extend(_pieces(memoryview(self._buffer)[:size]))
@@ -155,15 +171,15 @@ class Device(trio.abc.Instrument):
             answer = self._now(handle, offset, length)
             if answer is None:
                 await self._start(unique, handle, offset, length)
-                continue
-            self._answer(unique, answer)
-            answered += 1
-            if answered == AT_ONCE:
-                answered = 0
+            else:
+                self._answer(unique, answer)
+            taken += 1
+            if taken == AT_ONCE:
+                taken = 0
                 await trio.lowlevel.checkpoint()
-            elif (isinstance(answer, int) or len(answer) < LARGE) and not self._soon():
+            elif answer is not None and (isinstance(answer, int) or len(answer) < LARGE) and not self._soon():
                 await trio.lowlevel.wait_readable(self.kernel)
-                answered = 0
+                taken = 0
         raise trio.ClosedResourceError
 
     def _soon(self) -> bool:
@@ -194,6 +210,8 @@ class Device(trio.abc.Instrument):
             self._write((OUT.pack(OUT.size + len(answer), 0, unique), answer))
 
     def _write(self, words: tuple[bytes | bytearray | memoryview, ...]) -> None:
+        if self.kernel < 0:
+            return
         try:
             os.writev(self.kernel, words)
         except OSError as error:

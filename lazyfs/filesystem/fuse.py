@@ -200,8 +200,8 @@ class Operations(pyfuse3.Operations):
         return FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True, direct_io=False)
 
     def quiet(self) -> bool:
-        """Whether nothing is on its way to any reader."""
-        return self._files.quiet()
+        """Whether nobody waits: nothing is on its way to any reader, and no other call is under way."""
+        return not self.calls.under_way and self._files.quiet()
 
     def read_now(self, fh: int, off: int, size: int) -> Answer | None:
         """What `device.Device` answers a read with that can be answered at once: the bytes, or an errno. None if it

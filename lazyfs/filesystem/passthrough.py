@@ -104,6 +104,10 @@ class Passthrough:
         """From now on it is this session's."""
         self._device = device
 
+    def leave(self) -> None:
+        """The session has ended in this process."""
+        self._device = None
+
     def answer_open(self, file: File, *, alone: bool) -> None:
         """Called when the open of a file is about to be answered in this step; `alone`: it is not open yet."""
         device, passed = self._device, self._passed.get(file.inode)

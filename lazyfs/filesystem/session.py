@@ -29,13 +29,17 @@ from lazyfs.filesystem.options import advice
 from lazyfs.filesystem.passthrough import completed_init
 
 MAX_TASKS = 512
-"""Requests handled at once. Each waiting read holds one, and a mapped reader's fault must not wait for another's."""
+"""Requests but reads that are handled at once; while all of them wait, nothing is read from the kernel."""
 
 LOOK = 0.002
 """Seconds between two looks whether all is answered."""
 
 TURNS = 4
 """Turns of the loop after which every task that was about to read has read."""
+
+MOST_TURNS = 2048
+"""Turns of the loop after which libfuse has got all pieces of what was read, unless all tasks are busy: then inodes
+that the kernel forgot just now are remembered, which costs their memory."""
 
 NOBODYS = 1 << 63
 """The number of a request that the kernel did not send: its own count from 2 upwards, in steps of 2."""
@@ -97,13 +101,16 @@ class Session:
 
     def _open_device(self) -> Device:
         operations = self._operations
-        assert self._nursery is not None  # noqa: S101 - this runs in it
+        nursery, agreement = self._nursery, self.agreement
+        assert nursery is not None  # noqa: S101 - this runs in it
+        assert agreement is not None  # noqa: S101 - after `_agree`
         device = Device(
             self.descriptor,
             now=operations.read_now,
             later=operations.read_later,
             quiet=operations.quiet,
-            nursery=self._nursery,
+            nursery=nursery,
+            largest=agreement.largest_request,
         )
         operations.received = device.received
         if operations.passthrough is not None:
@@ -167,7 +174,10 @@ class Session:
         if self._device is not None:
             self._device.pause()
         with trio.CancelScope(shield=True):
-            for _ in range(TURNS):  # a task that was told of a request before this does read it
+            for turn in range(MOST_TURNS):
+                # A task that was told of a request before this does read it.
+                if turn >= TURNS and not (self._device is not None and self._device.pieces):
+                    break
                 await trio.lowlevel.checkpoint()
 
     def give_up(self) -> None:
@@ -176,10 +186,12 @@ class Session:
             self._paused.set()
 
     def resume(self) -> None:
-        """After `pause`: read requests again."""
-        if self._nursery is None or self._paused is None or self._device is None:
+        """After `pause`: read requests again, unless the session was ended meanwhile."""
+        if self._nursery is None or self._paused is None:
             raise RuntimeError("a session that was not paused cannot go on")
         paused, self._paused = self._paused, None
+        if self._device is None:
+            return
         self._device.resume()
         self._nursery.start_soon(self._answer)
         paused.set()
@@ -190,6 +202,8 @@ class Session:
         kernel cannot."""
         while self._operations.calls.under_way:  # noqa: ASYNC110 - nothing else asks, and no call shall pay for it
             await trio.sleep(LOOK)
+        if self._device is None:
+            return  # the session has ended, and its descriptor may be another file by now
         try:
             send_again(self.descriptor)
         except OSError as error:
@@ -215,6 +229,9 @@ class Session:
         if self._device is not None:
             self._device.close()
             self._device = None
+            _pyfuse3.trio = trio
+            if self._operations.passthrough is not None:
+                self._operations.passthrough.leave()
 
 
 def _copied(module: ModuleType, **changed: object) -> SimpleNamespace:

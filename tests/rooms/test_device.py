@@ -5,7 +5,9 @@ the session's number.
 """
 
 import errno
+import itertools
 import os
+import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -16,9 +18,11 @@ import trio
 import trio.testing
 
 from lazyfs.filesystem import device as devices
-from lazyfs.filesystem.device import AT_ONCE, FORGETS, OUT, Answer, Device
+from lazyfs.filesystem.agreement import Agreement
+from lazyfs.filesystem.device import AT_ONCE, FORGETS, LARGE, OUT, Answer, Device
 
-LOOKUP, GETATTR, FORGET_ALL, LSEEK = 1, 3, 42, 46
+LOOKUP, GETATTR, OPEN, FORGET_ALL, LSEEK = 1, 3, 14, 42, 46
+LARGEST = 1 << 20
 IN = struct.Struct("=IIQQIIIHH")
 """fuse_in_header, as include/uapi/linux/fuse.h has it; written here anew, so that the module's own is compared."""
 
@@ -45,7 +49,8 @@ class Kernel:
     """The other end of a device, and what reads of it come to: `at_once` and `late` by (handle, offset, size)."""
 
     def __init__(self) -> None:
-        self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.end.setblocking(False)  # the device's end is as /dev/fuse is when it is mounted: it blocks
         for end in (self.end, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.session = theirs.detach()
@@ -69,6 +74,12 @@ class Kernel:
         """See `Device`."""
         return self.is_quiet
 
+    def device(self, nursery: trio.Nursery) -> Device:
+        """One of this kernel's."""
+        return Device(
+            self.session, now=self.now, later=self.later, quiet=self.quiet, nursery=nursery, largest=LARGEST
+        )
+
     def said(self) -> list[bytes]:
         """The answers so far."""
         found = []
@@ -84,7 +95,7 @@ async def served() -> AsyncIterator[tuple[Kernel, Device, list[bytes]]]:
     """A device, and a task that stands for pyfuse3's: it appends what libfuse reads to the list, and answers it."""
     kernel, heard = Kernel(), list[bytes]()
     async with trio.open_nursery() as nursery:
-        device = Device(kernel.session, now=kernel.now, later=kernel.later, quiet=kernel.quiet, nursery=nursery)
+        device = kernel.device(nursery)
 
         async def libfuse() -> None:
             while True:
@@ -94,7 +105,7 @@ async def served() -> AsyncIterator[tuple[Kernel, Device, list[bytes]]]:
                     return
                 heard.append(os.read(kernel.session, 1 << 21))
                 opcode, unique = struct.unpack_from("=4xIQ", heard[-1])
-                if opcode != LSEEK:  # for which there is no handler: libfuse answers by itself
+                if opcode not in (LSEEK, FORGET_ALL):  # the one libfuse answers by itself, the other nobody does
                     device.received()
                 if opcode != FORGET_ALL:
                     os.write(kernel.session, reply(unique, b"libfuse"))
@@ -186,15 +197,48 @@ async def test_forgets_come_in_pieces(count: int) -> None:
         assert last == request(LOOKUP, 6)
 
 
+async def step_by_step(kernel: Kernel, device: Device) -> None:
+    """Have the device's next request read here, where a test goes on in the same step."""
+    device.pause()
+    await trio.testing.wait_all_tasks_blocked()
+    device.resume()
+    kernel.end.send(request(OPEN, 2))
+    await device.wait()
+    assert os.read(kernel.session, LARGEST) == request(OPEN, 2)
+
+
 async def test_an_answer_of_libfuse_may_be_long() -> None:
-    """Once it has its request, it speaks to the kernel itself: a directory of a MiB does not fit into a socket."""
-    async with served() as (kernel, device, heard):
-        kernel.end.send(request(LOOKUP, 2))
-        await trio.testing.wait_all_tasks_blocked()
-        assert len(heard) == 1
+    """Once it has its request, it speaks to the kernel itself, in that step too: a directory of a MiB does not fit into
+    a socket."""
+    async with served() as (kernel, device, _):
+        await step_by_step(kernel, device)
+        device.received()
         os.write(kernel.session, reply(2, bytes(600_000)))
-        assert [len(one) for one in kernel.said()] == [OUT.size + 7, OUT.size + 600_000]
+        assert [len(one) for one in kernel.said()] == [OUT.size + 600_000]
         assert os.fstat(kernel.session).st_ino == os.fstat(device.kernel).st_ino
+
+
+@pytest.mark.parametrize("received", ["before", "after"])
+async def test_an_open_is_completed_in_its_step(received: str) -> None:
+    """libfuse reads it, the handler is called and completes it, and libfuse answers, all in one step; the next answer
+    is as libfuse gives it."""
+    async with served() as (kernel, device, _):
+        await step_by_step(kernel, device)
+        if received == "before":
+            device.received()
+        device.complete(lambda answer: answer.__setitem__(slice(-1, None), b"!"))
+        if received == "after":
+            device.received()
+        os.write(kernel.session, reply(2, b"open?"))
+        assert kernel.said() == []
+        await trio.lowlevel.checkpoint()
+        assert kernel.said() == [reply(2, b"open!")]
+        kernel.end.send(request(LSEEK, 4))
+        await device.wait()
+        assert os.read(kernel.session, LARGEST) == request(LSEEK, 4)
+        os.write(kernel.session, reply(4, b"?" * 50_000))
+        await trio.lowlevel.checkpoint()
+        assert kernel.said() == [reply(4, b"?" * 50_000)]
 
 
 async def test_an_answer_is_completed_on_its_way() -> None:
@@ -238,20 +282,163 @@ async def test_a_pause_leaves_requests_where_they_are() -> None:
         assert os.read(kernel.session, 4096) == request(LOOKUP, 12)
 
 
-async def test_many_reads_let_others_run() -> None:
-    """A reader that never pauses does not hold the loop: after so many reads everybody has a turn."""
+@pytest.mark.parametrize("here", [True, False])
+async def test_many_reads_let_others_run(here: bool) -> None:
+    """A reader that never pauses does not hold the loop, nor do many whose bytes are on their way: after so many reads
+    everybody has a turn."""
     turns = []
     async with served() as (kernel, _, _):
         kernel.is_quiet = True
         for number in range(4 * AT_ONCE):
-            kernel.at_once[1, number, 1] = b"z"
+            (kernel.at_once if here else kernel.late)[1, number, 1] = b"z"
             kernel.end.send(read_request(2 * number + 2, 1, number, 1))
         for _ in range(8):
             await trio.lowlevel.checkpoint()
-            turns.append(len(kernel.said()))
+            turns.append(len(kernel.asked))
         # trio runs the tasks of a turn in any order, so ours may have none between two turns of the other.
-        assert 0 < max(turns) <= 2 * AT_ONCE
-        assert sum(turns) == 4 * AT_ONCE
+        assert 0 < max(after - before for before, after in itertools.pairwise([0, *turns])) <= 2 * AT_ONCE
+        assert turns[-1] == 4 * AT_ONCE
+        kernel.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(kernel.said()) == 4 * AT_ONCE
+
+
+@pytest.mark.parametrize(
+    ("size", "is_quiet", "waiting", "lingers"),
+    [(4096, True, 0, True), (4096, False, 0, False), (4096, True, 1, False), (LARGE, True, 0, False)],
+)
+async def test_it_lingers_for_who_touches_only(
+    monkeypatch: pytest.MonkeyPatch, size: int, is_quiet: bool, waiting: int, lingers: bool
+) -> None:
+    """After a small read while nobody else waits for anything, for a moment that nobody would notice."""
+    looks: list[float] = []
+
+    def look(_: object, __: object, ___: object, seconds: float) -> tuple[list[int], list[int], list[int]]:
+        looks.append(seconds)
+        return [], [], []
+
+    async with served() as (kernel, _, _):
+        kernel.is_quiet = is_quiet
+        for number in range(waiting):
+            kernel.late[2, number, 1] = b"y"
+            kernel.end.send(read_request(100 + 2 * number, 2, number, 1))
+        await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr(select, "select", look)
+        kernel.at_once[1, 0, size] = bytes(size)
+        kernel.end.send(read_request(2, 1, 0, size))
+        await trio.testing.wait_all_tasks_blocked()
+        assert kernel.said() == [reply(2, bytes(size))]
+        assert len(looks) == lingers
+        assert all(0 < seconds < 0.001 for seconds in looks)
+        kernel.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_pause_leaves_no_piece_behind() -> None:
+    """What the kernel forgot in a request that was read is nothing that the next process could be told."""
+    count = 5 * FORGETS
+    body = struct.pack("=II", count, 0) + b"".join(struct.pack("=QQ", inode, 1) for inode in range(count))
+    async with served() as (kernel, device, heard):
+        kernel.end.send(request(FORGET_ALL, 4, body))
+        while not heard:
+            await trio.lowlevel.checkpoint()
+        device.pause()
+        assert 0 < device.pieces < 5
+        kernel.end.send(request(LOOKUP, 6))
+        await trio.testing.wait_all_tasks_blocked()
+        assert device.pieces == 0
+        assert sum(struct.unpack_from("=I", one, IN.size)[0] for one in heard) == count
+
+
+async def test_a_closed_device_lets_go() -> None:
+    """Of its descriptors, of who waits for a request, and of the number: a read that ends later is answered to nobody,
+    whatever file has the number by then."""
+    before = set(os.listdir("/proc/self/fd"))
+    kernel = Kernel()
+    async with trio.open_nursery() as nursery:
+        device = kernel.device(nursery)
+        kernel.late[1, 0, 3] = b"abc"
+        kernel.end.send(read_request(10, 1, 0, 3))
+        told = []
+
+        async def wait() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await device.wait()
+            told.append(True)
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        number = device.kernel
+        read, write = os.pipe()
+        device.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+        with pytest.raises(KeyError):
+            trio.lowlevel.remove_instrument(device)
+        os.dup2(write, number)
+        kernel.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert told
+        for end in (write, number):
+            os.close(end)
+        assert os.read(read, 100) == b""
+        os.close(read)
+    kernel.end.close()
+    os.close(kernel.session)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_closed_device_gives_no_piece() -> None:
+    """libfuse reads no more of what was read when it is closed."""
+    kernel = Kernel()
+    count = 2 * FORGETS
+    body = struct.pack("=II", count, 0) + bytes(16 * count)
+    async with trio.open_nursery() as nursery:
+        device = kernel.device(nursery)
+        kernel.end.send(request(FORGET_ALL, 4, body))
+        await device.wait()
+        assert device.pieces == 1
+        device.close()
+        with pytest.raises(trio.ClosedResourceError):
+            await device.wait()
+    kernel.end.close()
+    os.close(kernel.session)
+
+
+async def test_a_request_that_does_not_fit_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses a buffer that could be too small, whatever waits: libfuse would not find more."""
+    kernel = Kernel()
+
+    def readv(_: int, buffers: tuple[bytearray]) -> int:
+        raise OSError(errno.EINVAL if len(buffers[0]) == LARGEST else 0, "too small")
+
+    async with trio.open_nursery() as nursery:
+        device = kernel.device(nursery)
+        monkeypatch.setattr(os, "readv", readv)
+        with pytest.raises(OSError, match="too small") as caught:
+            await device.wait()
+        assert caught.value.errno == errno.EINVAL
+    device.close()
+    kernel.end.close()
+    os.close(kernel.session)
+
+
+@pytest.mark.parametrize("max_write", [128 << 10, 1 << 20, 16 << 20])
+def test_a_buffer_is_as_large_as_was_agreed(max_write: int) -> None:
+    """fuse_init_out: major, minor, max_readahead, flags, max_background, congestion_threshold, max_write."""
+    answer = OUT.pack(80, 0, 2) + struct.pack("=IIIIHHI", 7, 39, 1 << 17, 0, 12, 9, max_write) + bytes(40)
+    assert max_write + 80 <= Agreement(b"", answer).largest_request <= max_write + 4096
+
+
+async def test_copies_of_the_descriptor_stay_here() -> None:
+    """No child process has one, before, in and after a step with libfuse."""
+    async with served() as (kernel, device, _):
+        found = [os.get_inheritable(number) for number in (device.kernel, kernel.session)]
+        await step_by_step(kernel, device)
+        found.append(os.get_inheritable(kernel.session))
+        device.received()
+        found.append(os.get_inheritable(kernel.session))
+        assert not any(found)
 
 
 async def test_only_so_many_reads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +457,12 @@ async def test_only_so_many_reads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sorted(kernel.said()) == sorted([*(reply(2 * n + 2, b"z") for n in range(3)), reply(20, b"libfuse")])
 
 
-async def test_nobody_waits_for_the_answer_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer to a request that was taken back, and a request that is gone when it is read, are nothing to say."""
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOENT, 0), (errno.ENODEV, 0), (errno.EINVAL, 1)])
+async def test_nobody_waits_for_the_answer_any_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int, words: int
+) -> None:
+    """An answer to a request that was taken back, or of a mount that is gone, and a request that is gone when it is
+    read, are nothing to say; whatever else the kernel says of an answer is, and the next one is answered."""
     whole, gone = os.readv, [OSError(errno.ENOENT, "taken back")]
 
     def readv(descriptor: int, buffers: tuple[bytearray]) -> int:
@@ -280,7 +471,7 @@ async def test_nobody_waits_for_the_answer_any_more(monkeypatch: pytest.MonkeyPa
         return whole(descriptor, buffers)
 
     def writev(_: int, __: object) -> int:
-        raise OSError(errno.ENOENT, "nobody waits")
+        raise OSError(number, "nobody waits")
 
     async with served() as (kernel, _, heard):
         monkeypatch.setattr(os, "readv", readv)
@@ -289,6 +480,7 @@ async def test_nobody_waits_for_the_answer_any_more(monkeypatch: pytest.MonkeyPa
         kernel.end.send(read_request(2, 1, 0, 1))
         await trio.testing.wait_all_tasks_blocked()
         assert not gone
+        assert len(caplog.records) == words
         monkeypatch.undo()
         kernel.end.send(request(LOOKUP, 4))
         await trio.testing.wait_all_tasks_blocked()
@@ -299,7 +491,7 @@ async def test_the_end_of_the_mount_is_libfuses_to_see(monkeypatch: pytest.Monke
     """It reads from the kernel's descriptor then, and meets what we met."""
     kernel = Kernel()
     async with trio.open_nursery() as nursery:
-        device = Device(kernel.session, now=kernel.now, later=kernel.later, quiet=kernel.quiet, nursery=nursery)
+        device = kernel.device(nursery)
 
         def readv(_: int, __: object) -> int:
             raise OSError(errno.ENODEV, "unmounted")
