@@ -193,6 +193,11 @@ class ChunkCache:
         self._use(version, first, chunk, stop)
         return self._memory.span(chunk, start - first * CHUNK_SIZE, stop - start)
 
+    def held(self, version: ObjectVersion, number: int) -> memoryview | None:
+        """The bytes of a chunk that is in memory, for who is no reader. Good until the next await."""
+        chunk = self._memory.get((version.object_id, number))
+        return None if chunk is None else chunk.view
+
     async def wait(self, version: ObjectVersion, start: int, stop: int) -> memoryview | bytes:
         """What `read` gives, as soon as it is here."""
         if self.barred:
@@ -323,13 +328,9 @@ class ChunkCache:
 
     async def forget(self, version: ObjectVersion) -> None:
         """Drop everything of a version, in memory and on disk, with what is on its way."""
+        writer, landing = self.writer, self._some_room
         await forget(
-            version,
-            disk=self._disk,
-            memory=self._memory,
-            writer=self.writer,
-            flights=self._flights,
-            landing=self._some_room,
+            version, disk=self._disk, memory=self._memory, writer=writer, flights=self._flights, landing=landing
         )
 
     async def evict(self, objects: Sequence[tuple[bytes, int]]) -> tuple[int, int]:

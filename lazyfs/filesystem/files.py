@@ -13,6 +13,7 @@ from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.errors import ArchivedObject, Corrupt, StoreError
 from lazyfs.filesystem.nodes import File
 from lazyfs.objects import ARCHIVES
+from lazyfs.reading.formats import borders, has_tensors
 from lazyfs.reading.plans import Plan
 from lazyfs.reading.shards import next_shard
 from lazyfs.reading.streams import Streams
@@ -106,8 +107,15 @@ class OpenFile:
     def _served(self, found: memoryview | bytes) -> None:
         if not self._read_bytes:
             self._began(self.file)
+            self._look_inside()
         self._read_bytes += len(found)
         self._last = next(self._count)
+
+    def _look_inside(self) -> None:
+        """Tell the streams what the file's own header says, if that was fetched for the first read."""
+        beginning = self._cache.held(self.file.version, 0) if has_tensors(self.file.name) else None
+        if beginning is not None:
+            self._streams.know(borders(beginning, self.file.version.size))
 
     def state(self) -> FileState:
         """What is done with it now."""

@@ -40,6 +40,8 @@ class Run:
     """Where it went on after its last jump, and `jump` the distance from the one before, `jumps` times the same."""
     jump: int = 0
     jumps: int = 0
+    promised: int = 0
+    """The end of the last tensor that was taken to be read whole."""
     place: int = -1
     """Where the table of streams has it."""
 
@@ -51,15 +53,15 @@ class Run:
             return SLACK + 1
         return abs(start - self.high)
 
-    def upwards(self, start: int, stop: int, largest: int, size: int) -> Range | None:
+    def upwards(self, start: int, stop: int, largest: int, size: int, sure: int = 0) -> Range | None:
         """What to bring for the read [start, stop) of a forward run: from the frontier to the end of the window, once
-        that is a step or half the window."""
+        that is a step or half the window. `sure`: bytes from `high` on that will be read, whatever was read before."""
         length = self.high - self.low - self.hole
         if length <= self.expect or (self.bounded and length <= 2 * self.expect):
             window, target = 0, align_up(max(self.high, self.low + self.expect))
         else:
             window = (GROWTH if length < SURE else SURE_GROWTH) * length
-            window = min(max(window, self.window), largest)
+            window = min(max(window, self.window, sure), largest)
             self.window = window
             target = align_up(self.high + window)
             if window >= 2 * STEP:

@@ -12,7 +12,9 @@ of a walk. A young run plans nothing ahead. It becomes a run with its second rea
 with its fourth where many began of which nothing came.
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import islice
 
 from lazyfs.objects import CHUNK_SIZE, align_down, align_up
@@ -60,6 +62,8 @@ class Streams:
         self._fruitful = 0
         self._table = Table(budget)
         self._strides = Strides()
+        # Where tensors begin and end, while those that are begun are read to their end.
+        self._borders: Sequence[int] = ()
         # Young runs by where they end, and by where they begin.
         self._young: OrderedDict[int, Run] = OrderedDict()
         self._young_low: dict[int, Run] = {}
@@ -74,7 +78,7 @@ class Streams:
         if start == run.high and run.step > 0:
             run.high = stop
             run.last = self._reads
-            part = run.upwards(start, stop, self._largest(run), self._size)
+            part = run.upwards(start, stop, self._largest(run), self._size, self._rest_of_tensor(run))
             if stop >= self._size:
                 self._budget.finished(run.window)
             return NOTHING if part is None else self._plan([part], run)
@@ -87,6 +91,11 @@ class Streams:
             if jumped is not None:
                 return jumped
         return self._go_on(found, start, stop)
+
+    def know(self, borders: Sequence[int]) -> None:
+        """Tensors begin and end at these offsets, ascending: who has read a MiB of one from its beginning on is taken
+        to read all of it, until one is left before its end."""
+        self._borders = borders
 
     @property
     def latest(self) -> Run:
@@ -144,7 +153,7 @@ class Streams:
         if run.step < 0:
             parts = run.downwards(self._largest(run))
         else:
-            part = run.upwards(start, stop, self._largest(run), self._size)
+            part = run.upwards(start, stop, self._largest(run), self._size, self._rest_of_tensor(run))
             if part is not None:
                 parts.append(part)
             if stop >= self._size:
@@ -178,6 +187,8 @@ class Streams:
         """From here on it is a run."""
         run.step = step
         self._fruitful = self._births
+        if 0 < self._table.front.high < self._table.front.promised:
+            self._borders = ()  # a rank's part of a tensor, perhaps; they are learned as they come
         if step < 0:
             return
         # Inside the window of another run, what that one planned counts as planned.
@@ -190,6 +201,19 @@ class Streams:
         length = front.high - front.low
         if front.step > 0 and not front.bounded and front.last < run.begun and length <= REMEMBERED:
             run.expect = length
+
+    def _rest_of_tensor(self, run: Run) -> int:
+        """Bytes from where the run has got to, to the end of a tensor that it reads from the beginning on."""
+        if not self._borders or run.bounded:
+            return 0
+        place = bisect_right(self._borders, run.high)
+        if not 0 < place < len(self._borders):
+            return 0
+        begin, end = self._borders[place - 1], self._borders[place]
+        if run.low > begin or run.high < begin + EARLIEST:
+            return 0
+        run.promised = end
+        return end - run.high
 
     def _largest(self, stream: Run | Stride) -> int:
         share = self._budget.share(id(stream))

@@ -43,11 +43,11 @@ def test_the_next_name(name: str, following: str | None) -> None:
 
 @asynccontextmanager
 async def opened(
-    store: MemoryStore, caches: CacheMaker, *names: str, size: int = SIZE
+    store: MemoryStore, caches: CacheMaker, *names: str, size: int = SIZE, beginning: bytes = b""
 ) -> AsyncIterator[tuple[OpenFiles, dict[str, File]]]:
     """The open files of a mount over a store that holds these, and the files by name."""
     for index, name in enumerate(names):
-        store.put(name, pattern(MIB, index) * (size // MIB))
+        store.put(name, beginning + (pattern(MIB, index) * (size // MIB))[len(beginning) :])
     async with trio.open_nursery() as nursery:
         memory = Memory(128 * MIB)
         cache = ChunkCache(store=store, disk=caches.open(), memory=memory, nursery=nursery, span_size=8 * MIB)

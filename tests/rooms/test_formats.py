@@ -1,0 +1,178 @@
+"""What a safetensors file says of its inside, and what is brought ahead by it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from lazyfs.objects import GIB, KIB, MIB
+from lazyfs.reading.formats import LARGEST_HEADER, LENGTH, borders, has_tensors
+from lazyfs.reading.streams import Streams
+from lazyfs.reading.windows import Budget
+from tests.rooms.building import CacheMaker
+from tests.rooms.memory_store import MemoryStore
+from tests.rooms.test_shards import fetched, opened, read_upto
+from tests.rooms.test_streams import span, walk
+
+HEADER = 8 * KIB
+"""Bytes before the first tensor, in the files here."""
+
+
+def safetensors(header: object, pad: int = 0) -> bytes:
+    """The beginning of a file with this header."""
+    words = json.dumps(header).encode() + b" " * pad
+    return len(words).to_bytes(LENGTH, "little") + words
+
+
+def tensor(start: object, stop: object) -> dict[str, object]:
+    """One of a header."""
+    return {"dtype": "F16", "shape": [1], "data_offsets": [start, stop]}
+
+
+def padded(*ends: int) -> bytes:
+    """The beginning of a file whose tensors end so many bytes after the header, which is `HEADER` long with its length;
+    the header has the last tensor first."""
+    pairs = [*zip([0, *ends], ends, strict=False)]
+    said = {f"tensor {number}": tensor(*pair) for number, pair in reversed([*enumerate(pairs)])}
+    bare = len(safetensors(said))
+    return safetensors(said, HEADER - bare)
+
+
+def test_a_file_as_the_library_writes_it(tmp_path: Path) -> None:
+    """Every tensor begins and ends at a border, in a file with metadata, an empty tensor and several types."""
+    tensors: dict[str, np.ndarray[Any, Any]] = {
+        "embedding": np.arange(70_000, dtype=np.float32),
+        "empty": np.zeros(0, np.float16),
+        "norm": np.ones(3, np.float16),
+        "mask": np.ones((5, 7), np.bool_),
+    }
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path, metadata={"format": "np", "data_offsets": "none"})
+    whole = path.read_bytes()
+    found = borders(whole, len(whole))
+    assert list(found) == sorted(set(found))
+    assert found[-1] == len(whole)
+    for one in tensors.values():
+        assert any(one.tobytes() == whole[start:stop] for start in found for stop in found if start <= stop)
+    assert borders(memoryview(whole)[: found[0]], len(whole)) == found, "the header is enough"
+    assert borders(whole[: found[0] - 1], len(whole)) == (), "and less is not"
+
+
+GOOD = safetensors({"a": tensor(0, 10), "b": tensor(10, 30), "__metadata__": {"x": "y"}})
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"\x01",
+        bytes(1000),
+        safetensors([]),
+        safetensors({}),
+        safetensors("text"),
+        safetensors({"__metadata__": {}}),
+        safetensors({"a": tensor(-1, 10)}),
+        safetensors({"a": tensor(0, 31)}),
+        safetensors({"a": tensor(0.5, 10)}),
+        safetensors({"a": tensor(True, 10)}),
+        safetensors({"a": tensor("0", "10")}),
+        safetensors({"a": {"data_offsets": [1]}}),
+        safetensors({"a": {"data_offsets": [1, 2, 3]}}),
+        safetensors({"a": {"data_offsets": 7}}),
+        safetensors({"a": {"shape": [1]}}),
+        safetensors({"a": 7}),
+        safetensors({"a": tensor(0, 10)}, LARGEST_HEADER),
+        (1 << 63).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"\xff\xfe",
+        (200_000).to_bytes(8, "little") + b"[" * 200_000,
+    ],
+)
+def test_what_is_no_header_says_nothing(beginning: bytes) -> None:
+    """Whatever is wrong with it, and nothing fails: anybody can put such a file there."""
+    assert borders(GOOD, len(GOOD) + 30) == (len(GOOD), len(GOOD) + 10, len(GOOD) + 30)
+    assert borders(beginning, len(beginning) + 30) == ()
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda one: st.lists(one) | st.dictionaries(
+    st.sampled_from(["data_offsets", "__metadata__", "a"]), one)), st.integers(0, 100))  # fmt: skip
+def test_no_header_raises(header: object, size: int) -> None:
+    """What comes out is ascending, and within the file."""
+    found = borders(safetensors(header), size)
+    assert list(found) == sorted(set(found))
+    assert all(LENGTH <= offset <= size for offset in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "has"), [("model-00001-of-00004.safetensors", True), ("model.bin", False), ("safetensors", False)]
+)
+def test_which_files_have_one(name: str, has: bool) -> None:
+    assert has_tensors(name) == has
+
+
+def knowing(*ends: int, size: int = 4 * GIB) -> Streams:
+    """The streams of a file whose tensors end there."""
+    made = Streams(size, Budget(GIB))
+    made.know([HEADER, *ends])
+    return made
+
+
+def test_a_tensor_that_is_begun_is_brought_whole() -> None:
+    """With its second MiB, in whole steps; what comes after it as the run earns it."""
+    plain = walk(Streams(4 * GIB, Budget(GIB)), 0, 60 * MIB, MIB)
+    assert plain[:3] == [(0, 1), (1, 10), (10, 32)]
+    found = walk(knowing(HEADER + 48 * MIB, GIB), 0, 60 * MIB, MIB)
+    assert found[:2] == [(0, 1), (1, 48)]
+    assert all(one in plain for one in found[2:] if one[0] >= 128), "nothing changes for who has read more"
+
+
+def test_a_header_alone_brings_nothing_more() -> None:
+    """Nor does the rest of the MiB in which it lies."""
+    made = knowing(HEADER + 48 * MIB)
+    assert span(made.observe(0, MIB)) == (0, 1)
+    assert made.ahead() == (0, 0)
+
+
+def test_a_tensor_in_the_middle() -> None:
+    """The kernel reads 512 KiB before the page that is touched, and then on: with 1 MiB of the tensor read it is
+    brought whole, and the one before it is not."""
+    begin, end = 100 * MIB + 64 * KIB, 130 * MIB
+    made = knowing(begin, end, GIB)
+    at = begin - 512 * KIB
+    assert span(made.observe(at, at + MIB)) == (99, 101)
+    assert span(made.observe(at + MIB, at + 2 * MIB)) == (101, 128)
+
+
+def test_the_end_of_one_tensor_is_no_beginning_of_the_next() -> None:
+    """Who reads a small tensor reads a little of the next one, by the kernel's own reading ahead."""
+    small, large = 100 * MIB + 512 * KIB, 101 * MIB + 512 * KIB
+    made = knowing(small, large, GIB)
+    made.observe(100 * MIB, 101 * MIB)
+    plan = made.observe(101 * MIB, 102 * MIB)
+    assert span(plan) == (101, 110), "no more than eight MiB after two"
+
+
+def test_who_leaves_a_tensor_is_not_believed_again() -> None:
+    """A rank that reads its part of every tensor: of the first one all is brought, of the others as of any file."""
+    at = [0, 64 * MIB, 150 * MIB, 270 * MIB]
+    plain, made = Streams(4 * GIB, Budget(GIB)), knowing(*(HEADER + begin for begin in at[1:]))
+    found = {one: [walk(one, begin, begin + 2 * MIB, MIB) for begin in at] for one in (plain, made)}
+    assert found[made][0] == [(0, 1), (1, 64)]
+    assert found[made][1:] == found[plain][1:]
+
+
+async def test_the_open_file_looks_inside(caches: CacheMaker) -> None:
+    """With the first read, of a file whose name says what it is; so the second one brings all of the tensor."""
+    names = ["model.safetensors", "model.bin"]
+    store = MemoryStore()
+    async with opened(store, caches, *names, beginning=padded(16 * MIB, 23 * MIB)) as (files, found):
+        for name in names:
+            await read_upto(files, found[name], MIB)
+        assert [fetched(store, name) for name in names] == [MIB, MIB]
+        for name in names:
+            await read_upto(files, found[name], 2 * MIB, MIB)
+        assert [fetched(store, name) for name in names] == [17 * MIB, 10 * MIB]
