@@ -32,7 +32,10 @@ POPULATED = 256 * MIB
 write queue of one reach 480 MiB now and then; with 512 its rate was steadier, and the first tensor of a model that is
 loaded right after the mount came after 0.8 s, not 0.3, in three loads of twelve."""
 
-POPULATE_STEP = 16 * MIB
+POPULATE_STEP = 2 * MIB
+"""Bytes of one call, in which nobody else maps memory: no thread starts. Where the machine has to find the memory,
+512 MiB took a second now and then, and with 16 MiB a call the first GETs of a model were sent 0.1 s apart."""
+
 POPULATE_NICENESS = 10
 
 _MADV_POPULATE_WRITE = 23
