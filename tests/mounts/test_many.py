@@ -110,7 +110,8 @@ def test_what_the_kernel_forgets_is_forgotten(
         assert walk(mount, FIND) == found
         assert os.path.samestat(os.lstat(path), before)
         assert file.read() == b"weights"
-    assert {request.kind for request in s3.take_log()} == {"GET"}
+    # All of it is here then, and may have been compared with what the store says already.
+    assert {request.kind for request in s3.take_log()} - {"HEAD"} == {"GET"}
 
 
 def test_an_outage_takes_no_name_away(mounter: Mounter, s3: FastS3Server) -> None:
