@@ -166,9 +166,9 @@ class ChunkCache:
         """As `read`, if nothing must be waited for: the bytes are in memory, side by side, or a small piece is on a
         disk that is quick. Else None, and `wait` gives them."""
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
-        chunk = self._memory.get((version.object_id, first))
+        chunk = self._flights.here((version.object_id, first))
         self.looks[chunk is not None] += 1
-        second = chunk if first == last else self._memory.get((version.object_id, last))
+        second = chunk if first == last else self._flights.here((version.object_id, last))
         if first != last:
             self.looks[second is not None] += 1
         if self.barred:
@@ -195,7 +195,7 @@ class ChunkCache:
 
     def held(self, version: ObjectVersion, number: int) -> memoryview | None:
         """The bytes of a chunk that is in memory, for who is no reader. Good until the next await."""
-        chunk = self._memory.get((version.object_id, number))
+        chunk = self._flights.here((version.object_id, number))
         return None if chunk is None else chunk.view
 
     async def wait(self, version: ObjectVersion, start: int, stop: int) -> memoryview | bytes:
@@ -251,7 +251,7 @@ class ChunkCache:
         key = (version.object_id, number)
         self._waits += 1
         while True:
-            chunk = self._memory.get(key)
+            chunk = self._flights.here(key)
             if chunk is not None:
                 return chunk
             flight = self._flights.get(key)
@@ -272,6 +272,7 @@ class ChunkCache:
                 flight.claim.urge()
             waiting = flight.waiting.setdefault(number, Waiting())
             waiting.count += 1
+            self._flights.get(key)  # complete since, and nobody was told
             try:
                 await waiting.event.wait()
             except BaseException:

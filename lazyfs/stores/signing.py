@@ -1,13 +1,20 @@
-"""Signed ranged GETs without botocore's whole way to them: 0.1 ms for each instead of 1.3.
+"""Signed ranged GETs without botocore's whole way to them: 0.04 ms for each instead of 1.3.
 
 Its job: learn from one request that botocore made and sent what a GET of this bucket looks like (its address, its
 headers, how it is signed), and write the next ones alike. What botocore knows of endpoints, redirects, access points
 and payers stays botocore's; where it signs in a way that is not plain Signature Version 4 (S3 Express, multi-region
 access points), or goes through a proxy, nothing is learned and the caller goes on with botocore.
 
+The signature is counted here, after AWS's "Create a signed AWS API request": botocore's own takes 0.3 ms of the
+interpreter for each GET, which all other threads wait for. Tests hold the two side by side.
+
 Concurrency: any thread. Credentials are asked for at each request, so that botocore renews them.
 """
 
+import datetime
+import functools
+import hashlib
+import hmac
 import re
 import threading
 from dataclasses import dataclass
@@ -15,8 +22,6 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from botocore import UNSIGNED
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
@@ -38,14 +43,18 @@ _OWN = {
 }
 """Headers that each request has its own of."""
 
+_UNSIGNED = {"user-agent"}
+"""Headers that proxies may change, as botocore has it (`botocore.auth.SIGNED_HEADERS_BLACKLIST`); it sends none of the
+others there."""
+
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^,]*/\d{8}/([^/,]+)/([^/,]+)/aws4_request,")
 """In an Authorization header: the region and the name of the service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What all GETs of a bucket have in common. `authority` is what the Host header says, `region` None where they are
-    not signed."""
+    """What all GETs of a bucket have in common. `authority` is what the Host header says, `base` the path up to the
+    key's slash, `payload` what is said of a body that is not there, `region` None where they are not signed."""
 
     tls: bool
     host: str
@@ -55,6 +64,7 @@ class Pattern:
     headers: dict[str, str]
     name: str
     region: str | None
+    payload: str
 
     @property
     def server(self) -> tuple[bool, str, int]:
@@ -121,21 +131,57 @@ class Signer:
         if parts.port not in (None, usual):
             authority += f":{parts.port}"
         region, name = (scope[1], scope[2]) if signed and scope is not None else (None, "")
-        base = path.removesuffix(tail)
-        return Pattern(tls, parts.hostname, parts.port or usual, authority, base, kept, name, region)
+        base = parts.path.removesuffix(tail)
+        payload = told.get("x-amz-content-sha256", "")
+        return Pattern(tls, parts.hostname, parts.port or usual, authority, base, kept, name, region, payload)
 
     def request(self, pattern: Pattern, version: ObjectVersion, start: int, stop: int) -> bytes:
         """A GET of bytes [start, stop), complete as it goes over the wire. `StoreError` for what cannot be written."""
         check_etag(version)
-        url = f"{pattern.base}/{quote(version.key, safe=SAFE)}"
+        path, query = f"{pattern.base}/{quote(version.key, safe=SAFE)}", ""
         if version.version_id:
-            url += f"?versionId={quote(version.version_id, safe='')}"
-        headers = {**pattern.headers, "Range": f"bytes={start}-{stop - 1}", "If-Match": version.etag}
-        request = AWSRequest("GET", url, headers=headers)
+            query = f"versionId={quote(version.version_id, safe='')}"
+        headers = {
+            "host": pattern.authority,
+            **pattern.headers,
+            "range": f"bytes={start}-{stop - 1}",
+            "if-match": version.etag,
+        }
         if pattern.region is not None:
-            S3SigV4Auth(self._credentials.get_frozen_credentials(), pattern.name, pattern.region).add_auth(request)
-        parts = urlsplit(url)
-        target = parts.path + (f"?{parts.query}" if parts.query else "")
-        lines = [f"GET {target} HTTP/1.1", f"Host: {pattern.authority}", f"Accept-Encoding: {self._accept}"]
-        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+            self._sign(pattern, pattern.region, path, query, headers)
+        headers["accept-encoding"] = self._accept
+        lines = [f"GET {path}?{query} HTTP/1.1" if query else f"GET {path} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+    def _sign(self, pattern: Pattern, region: str, path: str, query: str, headers: dict[str, str]) -> None:
+        """Add what makes it a signed request. All headers but `_UNSIGNED` are covered, their names in lower case."""
+        credentials = self._credentials.get_frozen_credentials()
+        now = _now().strftime("%Y%m%dT%H%M%SZ")
+        headers["x-amz-date"] = now
+        headers["x-amz-content-sha256"] = pattern.payload
+        if credentials.token:
+            headers["x-amz-security-token"] = credentials.token
+        names = sorted(headers.keys() - _UNSIGNED)
+        listed = ";".join(names)
+        covered = [f"{name}:{' '.join(headers[name].split())}" for name in names]
+        canonical = "\n".join(["GET", path, query, *covered, "", listed, pattern.payload])
+        scope = f"{now[:8]}/{region}/{pattern.name}/aws4_request"
+        hashed = hashlib.sha256(canonical.encode()).hexdigest()
+        text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{hashed}"
+        signature = hmac.digest(_signing_key(credentials.secret_key, scope), text.encode(), "sha256").hex()
+        credential = f"Credential={credentials.access_key}/{scope}"
+        headers["authorization"] = f"AWS4-HMAC-SHA256 {credential}, SignedHeaders={listed}, Signature={signature}"
+
+
+@functools.lru_cache(maxsize=16)
+def _signing_key(secret: str, scope: str) -> bytes:
+    """What requests of one day, region and service are signed with."""
+    key = f"AWS4{secret}".encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lazyfs.errors import UsageError
 from lazyfs.words import parse_size
+from scripts.benchmarks.bare import Least
 from scripts.benchmarks.beside import Beside, WarmTouches
 from scripts.benchmarks.compared import Compared
 from scripts.benchmarks.listings import Deep, Flat
@@ -51,6 +52,7 @@ ROWS: list[type[Row]] = [
     WarmTouches,
     Passing,
     Floor,
+    Least,
     Beside,
     Compared,
     Resident,
