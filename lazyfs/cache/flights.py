@@ -185,8 +185,9 @@ class Flights:
     async def _fly(self, flight: Flight) -> None:
         """Bring the flight's chunks, whatever that takes, and end it."""
         try:
-            kept = [self._disk.kept(flight.version.object_id, n) for n in range(flight.first, flight.stop)]
-            await self._from_disk(flight, kept)
+            if flight.lent_to == DISK:
+                kept = [self._disk.kept(flight.version.object_id, n) for n in range(flight.first, flight.stop)]
+                await self._from_disk(flight, kept)
             await self._from_store(flight)
         except LazyfsError as error:
             flight.error = error

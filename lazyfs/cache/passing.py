@@ -5,6 +5,7 @@ Must not know what is judged. Loop thread only. Invariant: at most MOST chunks a
 """
 
 from collections import OrderedDict
+from itertools import chain
 
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.objects import SEGMENT_CHUNKS, ObjectVersion
@@ -14,12 +15,23 @@ MOST = 32768
 there is more on its way, the object that has waited for longest is."""
 
 
+class _Came:
+    """Of one version: the block checksums of chunks that came, by number, and a chunk that was missing when somebody
+    looked last."""
+
+    __slots__ = ("missing", "sums")
+
+    def __init__(self) -> None:
+        self.sums: dict[int, bytes] = {}
+        self.missing = 0
+
+
 class Passing:
     """What came, by version, until it is judged."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._sums: OrderedDict[bytes, dict[int, bytes]] = OrderedDict()
+        self._came: OrderedDict[bytes, _Came] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:
@@ -27,34 +39,46 @@ class Passing:
 
     def note(self, verified: Verified) -> None:
         """This chunk came."""
-        mine = self._sums.setdefault(verified.version.object_id, {})
-        if verified.number not in mine:
+        object_id = verified.version.object_id
+        mine = self._came.get(object_id)
+        if mine is None:
+            mine = self._came[object_id] = _Came()
+        if verified.number not in mine.sums:
             self._count += 1
-        mine[verified.number] = verified.sums
+        mine.sums[verified.number] = verified.sums
         while self._count > MOST:
-            _, oldest = self._sums.popitem(last=False)
-            self._count -= len(oldest)
+            _, oldest = self._came.popitem(last=False)
+            self._count -= len(oldest.sums)
 
     def sums(self, version: ObjectVersion) -> dict[int, bytes]:
         """The block checksums of the version's chunks that came, by number."""
-        return self._sums.get(version.object_id, {})
+        mine = self._came.get(version.object_id)
+        return {} if mine is None else mine.sums
 
     def forget(self, version: ObjectVersion) -> None:
         """Forget what came of a version."""
-        self._count -= len(self._sums.pop(version.object_id, {}))
+        mine = self._came.pop(version.object_id, None)
+        self._count -= 0 if mine is None else len(mine.sums)
 
     def complete(self, version: ObjectVersion) -> bool:
-        """Whether every chunk of the version is on disk or came."""
+        """Whether every chunk of the version is on disk or came.
+
+        Asked each time that some were written, so it looks first at the chunk that was missing the last time, and goes
+        on from there: what is read in order is looked at once, however large it is, and once more when it is whole.
+        """
         if self._disk.generation(version) is not None:
             return True
-        passed = self.sums(version)
-        if len(passed) == version.chunk_count:
+        mine = self._came.get(version.object_id) or _Came()
+        if len(mine.sums) == version.chunk_count:
             return True
-        if self._disk.cached_chunks(version) + len(passed) < version.chunk_count:
-            return False
-        for first in range(0, version.chunk_count, SEGMENT_CHUNKS):
-            present = self._disk.present(version.object_id, first // SEGMENT_CHUNKS)
-            for number in range(first, min(first + SEGMENT_CHUNKS, version.chunk_count)):
-                if not present >> number % SEGMENT_CHUNKS & 1 and number not in passed:
-                    return False
+        segment, present = -1, 0
+        for number in chain(range(mine.missing, version.chunk_count), range(mine.missing)):
+            if number in mine.sums:
+                continue
+            if number // SEGMENT_CHUNKS != segment:
+                segment = number // SEGMENT_CHUNKS
+                present = self._disk.present(version.object_id, segment)
+            if not present >> number % SEGMENT_CHUNKS & 1:
+                mine.missing = number
+                return False
         return True

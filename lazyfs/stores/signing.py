@@ -151,7 +151,7 @@ class Signer:
             self._sign(pattern, pattern.region, path, query, headers)
         headers["accept-encoding"] = self._accept
         lines = [f"GET {path}?{query} HTTP/1.1" if query else f"GET {path} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
+        lines += [f"{name.title()}: {value}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def _sign(self, pattern: Pattern, region: str, path: str, query: str, headers: dict[str, str]) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
@@ -11,7 +13,9 @@ import trio.testing
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
+from lazyfs.cache.flights import Waiting
 from lazyfs.cache.memory import Memory
+from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable, Dropped, ObjectChanged, StoreError, Unreachable
 from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
 from tests.rooms.building import CacheMaker, chunk_on, object_files, pattern
@@ -37,10 +41,10 @@ def running(store: MemoryStore, disk: Disk) -> Running:
     """A chunk cache that runs for a while; in the end all is idle: no flight, no pin, no slot lent."""
 
     @asynccontextmanager
-    async def run(memory: int = 64 * MIB, *, writes: bool = True) -> AsyncIterator[ChunkCache]:
+    async def run(memory: int = 64 * MIB, *, writes: bool = True, ways: int = 32) -> AsyncIterator[ChunkCache]:
         async with trio.open_nursery() as nursery:
             made = Memory(memory)
-            cache = ChunkCache(store=store, disk=disk, memory=made, nursery=nursery, span_size=8 * MIB)
+            cache = ChunkCache(store=store, disk=disk, memory=made, nursery=nursery, span_size=8 * MIB, ways=ways)
             if writes:
                 nursery.start_soon(cache.writer.run)
             yield cache
@@ -113,6 +117,68 @@ async def test_a_chunk_is_delivered_before_its_span_is_complete(store: MemorySto
         valve.open()
         assert await read(cache, version, 23 * MIB, 24 * MIB) == data[23 * MIB :]
         assert len(store.gets()) == 1
+
+
+async def test_what_is_complete_is_there_for_who_looks(store: MemoryStore, running: Running) -> None:
+    """Though the loop was not told of it: it is woken for who waits, and for several chunks at once."""
+    data = pattern(8 * MIB)
+    version = store.put("k", data)
+    told = 0
+
+    def counted(function: Callable[..., object], *args: object) -> None:
+        nonlocal told
+        told += 1
+
+    valve = Valve()
+    store.valve = lambda _: valve
+    async with running(ways=0) as cache:
+        flights = cache._flights
+        token, flights._token = flights._token, cast(trio.lowlevel.TrioToken, SimpleNamespace(run_sync_soon=counted))
+        cache.start(version, 0, 8 * MIB, demand=0)
+        valve.open(3 * MIB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (told, cache.statistics().misses) == (0, 0)
+        assert bytes(cache.now(version, MIB, 2 * MIB) or b"") == data[MIB : 2 * MIB]
+        assert cache.statistics().misses == 3, "all that is complete lands with it"
+        assert cache.now(version, 3 * MIB, 4 * MIB) is None
+        assert bytes(cache.held(version, 2) or b"") == data[2 * MIB : 3 * MIB]
+        valve.open(7 * MIB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert told > 0, "four at once are worth a word"
+        flights._token = token
+        assert await cache.read(version, 6 * MIB, 7 * MIB) == data[6 * MIB : 7 * MIB]
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cache.read, version, 7 * MIB, 8 * MIB)
+                await trio.testing.wait_all_tasks_blocked()
+                valve.open()
+        assert cache.statistics().misses == 8
+        assert store.gets() == [(0, 8 * MIB)]
+
+
+async def test_a_chunk_that_completes_as_somebody_begins_to_wait(
+    store: MemoryStore, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the moment in which the thread that receives sees nobody, and who comes sees nothing: he looks again."""
+    data = pattern(8 * MIB)
+    version = store.put("k", data)
+    valve = Valve()
+    store.valve = lambda _: valve
+    async with running(ways=0) as cache:
+        cache.start(version, 0, 8 * MIB, demand=0)
+        await trio.testing.wait_all_tasks_blocked()
+        flight = cache._flights.get((version.object_id, 0))
+        assert flight is not None
+
+        def late() -> Waiting:
+            flight.views[0][:] = data[:MIB]
+            flight.sums.append(block_sums(flight.views[0]))
+            return Waiting()
+
+        monkeypatch.setattr("lazyfs.cache.chunks.Waiting", late)
+        with trio.fail_after(10):
+            assert await read(cache, version, 0, MIB) == data[:MIB]
+        valve.open()
 
 
 async def test_an_error_reaches_every_waiter_and_is_forgotten(store: MemoryStore, running: Running) -> None:

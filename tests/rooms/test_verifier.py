@@ -3,9 +3,10 @@ disk that does not keep them."""
 
 import dataclasses
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 import trio
@@ -14,7 +15,7 @@ from awscrt.checksums import crc64nvme
 
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.digest import from_sums
-from lazyfs.cache.disk import Disk
+from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.passing import Passing
 from lazyfs.cache.sums import block_sums, joined
@@ -314,6 +315,31 @@ def test_what_passed_completes_what_is_kept(caches: CacheMaker) -> None:
     assert from_sums(disk, version, passing.sums(version)) == Checksums(crc64nvme=CRC)
     passing.forget(version)
     assert (len(passing), passing.complete(version)) == (0, False)
+
+
+@pytest.mark.parametrize("order", [range(640), range(639, -1, -1), [*range(1, 640, 2), *range(0, 640, 2)]])
+def test_whether_all_is_here_is_not_asked_of_all_each_time(order: Sequence[int]) -> None:
+    """Ten segments, told of chunk by chunk, asked after each: every segment is looked at a few times and not for every
+    chunk, which took minutes of the loop for an object of 100 GiB."""
+    size = 640 * CHUNK_SIZE
+    version, here, looks = ObjectVersion("p", "k", '"e"', size), set[int](), 0
+
+    class Segments:
+        def generation(self, _: ObjectVersion) -> None:
+            return None
+
+        def present(self, _: bytes, segment: int) -> int:
+            nonlocal looks
+            looks += 1
+            return sum(1 << number % 64 for number in here if number // 64 == segment)
+
+    passing = Passing(cast(Disk, Segments()))
+    passing.note(Verified(version, 700, memoryview(b""), b""))  # so that something is remembered of it
+    for number in order:
+        assert not passing.complete(version)
+        here.add(number)
+    assert passing.complete(version)
+    assert looks <= 640 + 4 * 10
 
 
 @pytest.fixture
