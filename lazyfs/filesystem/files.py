@@ -112,10 +112,12 @@ class OpenFile:
         self._last = next(self._count)
 
     def _look_inside(self) -> None:
-        """Tell the streams what the file's own header says, if that was fetched for the first read."""
-        beginning = self._cache.held(self.file.version, 0) if has_tensors(self.file.name) else None
-        if beginning is not None:
-            self._streams.know(borders(beginning, self.file.version.size))
+        """Tell the streams what the file's own header says, if that was fetched for the first read, and nobody left a
+        tensor of it when it was open before."""
+        if has_tensors(self.file.name) and not self.file.partly:
+            beginning = self._cache.held(self.file.version, 0)
+            if beginning is not None:
+                self._streams.tensors.know(borders(beginning, self.file.version.size))
 
     def state(self) -> FileState:
         """What is done with it now."""
@@ -163,6 +165,7 @@ class OpenFile:
     def close(self) -> None:
         """The last handle is closed: read-ahead that waits in a queue need not be sent, and none of other shards if
         this one was not read to its end."""
+        self.file.partly |= self._streams.tensors.left
         left = 0 if self._streams.finished else self._beyond
         for start, stop in self._streams.close():
             self._cache.drop(self.file.version, start, stop)

@@ -5,6 +5,7 @@ Must not know how that was found out. Pure.
 
 from dataclasses import dataclass
 
+from lazyfs.objects import align_down
 from lazyfs.reading.runs import Range, Run, Stride
 
 
@@ -13,7 +14,8 @@ class Plan:
     """What to bring for one read: `ranges`, chunk-aligned except at the end of the file, in the order of wanting.
 
     The first holds what the read itself needs, unless that was planned before. `dropped` was planned for somebody who
-    went elsewhere: what waits in a queue of it need not be sent, and it comes before `ranges`.
+    went elsewhere: what waits in a queue of it need not be sent, and it comes before `ranges`. The first `others`
+    ranges are not what the run goes on with.
     """
 
     ranges: tuple[Range, ...] = ()
@@ -21,6 +23,7 @@ class Plan:
     run: Run | None = None
     stride: Stride | None = None
     size: int = 0
+    others: int = 0
 
     @property
     def touch(self) -> bool:
@@ -34,6 +37,8 @@ class Plan:
         if self.stride is not None:
             self.stride.cut(start, self.size)
         if self.run is not None and not (self.stride and place):
+            if place < self.others:
+                start = offset = align_down(self.run.low)
             self.run.cut(start, stop, offset)
 
 

@@ -12,9 +12,7 @@ of a walk. A young run plans nothing ahead. It becomes a run with its second rea
 with its fourth where many began of which nothing came.
 """
 
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
 from itertools import islice
 
 from lazyfs.objects import CHUNK_SIZE, align_down, align_up
@@ -22,6 +20,7 @@ from lazyfs.reading.plans import NOTHING, Plan
 from lazyfs.reading.runs import Range, Run, Stride
 from lazyfs.reading.strides import Strides
 from lazyfs.reading.table import Table
+from lazyfs.reading.tensors import Tensors
 from lazyfs.reading.windows import (
     EARLIEST,
     FILE_BEGIN,
@@ -62,8 +61,9 @@ class Streams:
         self._fruitful = 0
         self._table = Table(budget)
         self._strides = Strides()
-        # Where tensors begin and end, while those that are begun are read to their end.
-        self._borders: Sequence[int] = ()
+        self.tensors = Tensors(size)
+        """What is known of the inside; who has read a MiB of a tensor from its beginning on, or faults at its end, is
+        taken to read all of it."""
         # Young runs by where they end, and by where they begin.
         self._young: OrderedDict[int, Run] = OrderedDict()
         self._young_low: dict[int, Run] = {}
@@ -78,7 +78,7 @@ class Streams:
         if start == run.high and run.step > 0:
             run.high = stop
             run.last = self._reads
-            part = run.upwards(start, stop, self._largest(run), self._size, self._rest_of_tensor(run))
+            part = run.upwards(start, stop, self._largest(run), self._size, self.tensors.rest(run))
             if stop >= self._size:
                 self._budget.finished(run.window)
             return NOTHING if part is None else self._plan([part], run)
@@ -91,11 +91,6 @@ class Streams:
             if jumped is not None:
                 return jumped
         return self._go_on(found, start, stop)
-
-    def know(self, borders: Sequence[int]) -> None:
-        """Tensors begin and end at these offsets, ascending: who has read a MiB of one from its beginning on is taken
-        to read all of it, until one is left before its end."""
-        self._borders = borders
 
     @property
     def latest(self) -> Run:
@@ -153,7 +148,7 @@ class Streams:
         if run.step < 0:
             parts = run.downwards(self._largest(run))
         else:
-            part = run.upwards(start, stop, self._largest(run), self._size, self._rest_of_tensor(run))
+            part = run.upwards(start, stop, self._largest(run), self._size, self.tensors.rest(run))
             if part is not None:
                 parts.append(part)
             if stop >= self._size:
@@ -187,8 +182,7 @@ class Streams:
         """From here on it is a run."""
         run.step = step
         self._fruitful = self._births
-        if 0 < self._table.front.high < self._table.front.promised:
-            self._borders = ()  # a rank's part of a tensor, perhaps; they are learned as they come
+        self.tensors.went_elsewhere(self._table.front)
         if step < 0:
             return
         # Inside the window of another run, what that one planned counts as planned.
@@ -201,19 +195,6 @@ class Streams:
         length = front.high - front.low
         if front.step > 0 and not front.bounded and front.last < run.begun and length <= REMEMBERED:
             run.expect = length
-
-    def _rest_of_tensor(self, run: Run) -> int:
-        """Bytes from where the run has got to, to the end of a tensor that it reads from the beginning on."""
-        if not self._borders or run.bounded:
-            return 0
-        place = bisect_right(self._borders, run.high)
-        if not 0 < place < len(self._borders):
-            return 0
-        begin, end = self._borders[place - 1], self._borders[place]
-        if run.low > begin or run.high < begin + EARLIEST:
-            return 0
-        run.promised = end
-        return end - run.high
 
     def _largest(self, stream: Run | Stride) -> int:
         share = self._budget.share(id(stream))
@@ -295,7 +276,21 @@ class Streams:
         front = self._table.front
         if front.step > 0 and front.high <= start and need[1] <= front.frontier:
             return Plan((), given_up) if given_up else NOTHING
+        ending = self.tensors.ending(start, stop)
+        if ending is not None and align_up(ending[0]) < need[0]:
+            return self._from_its_beginning(ending, need, given_up)
         return Plan((need,), given_up, run)
+
+    def _from_its_beginning(self, tensor: Range, need: Range, given_up: tuple[Range, ...]) -> Plan:
+        """A read at the end of a tensor that is about to be copied: bring the read's chunks, then the tensor."""
+        begin, end = tensor
+        run = self._new(begin, begin)
+        run.step, run.promised = 1, end
+        run.window = min(end - begin, self._largest(run))
+        target = min(align_down(begin + run.window), need[0])
+        run.frontier = need[1] if target == need[0] else target
+        self._table.to_front(run)
+        return Plan((need, (align_down(begin), target)), given_up + self._table.left(self._reads), run, others=1)
 
     def _new(self, start: int, stop: int) -> Run:
         frontier = self._need(start, stop)[1]

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from lazyfs.objects import GIB, KIB, MIB
 from lazyfs.reading.formats import LARGEST_HEADER, LENGTH, borders, has_tensors
+from lazyfs.reading.plans import Plan
 from lazyfs.reading.streams import Streams
 from lazyfs.reading.windows import Budget
 from tests.rooms.building import CacheMaker
@@ -117,7 +118,7 @@ def test_which_files_have_one(name: str, has: bool) -> None:
 def knowing(*ends: int, size: int = 4 * GIB) -> Streams:
     """The streams of a file whose tensors end there."""
     made = Streams(size, Budget(GIB))
-    made.know([HEADER, *ends])
+    made.tensors.know([HEADER, *ends])
     return made
 
 
@@ -163,6 +164,96 @@ def test_who_leaves_a_tensor_is_not_believed_again() -> None:
     found = {one: [walk(one, begin, begin + 2 * MIB, MIB) for begin in at] for one in (plain, made)}
     assert found[made][0] == [(0, 1), (1, 64)]
     assert found[made][1:] == found[plain][1:]
+
+
+PAGE = 4 * KIB
+
+
+def fault(made: Streams, offset: int, size: int = 4 * GIB) -> Plan:
+    """Somebody touches this byte of a mapping: the kernel reads 512 KiB before its page, and from it on."""
+    at = offset // PAGE * PAGE - 512 * KIB
+    return made.observe(at, min(at + MIB, size))
+
+
+def spans(plan: Plan) -> list[tuple[int, int]]:
+    """The ranges of a plan, in MiB."""
+    return [(start // MIB, -(-stop // MIB)) for start, stop in plan.ranges]
+
+
+@pytest.mark.parametrize(
+    ("end", "byte", "also"),
+    [
+        (HEADER + 48 * MIB, HEADER + 48 * MIB - 1, True),
+        (48 * MIB, 48 * MIB - 1, True),
+        (48 * MIB + 100, 48 * MIB + 99, True),
+        (48 * MIB + 100, 48 * MIB + 100 - 256, True),
+        (48 * MIB + 3 * KIB, 48 * MIB - 1, False),
+        (HEADER + 48 * MIB, HEADER + 48 * MIB - 2 * PAGE, False),
+        (HEADER + 48 * MIB, HEADER + 48 * MIB, False),
+        (HEADER + 48 * MIB, 24 * MIB, False),
+    ],
+)
+def test_who_faults_at_the_end_of_a_tensor_copies_it(end: int, byte: int, also: bool) -> None:
+    """Its last bytes first, then from the beginning on: all of it is brought, and what comes then was planned. In
+    place of a touch anywhere else the kernel's reading around may pass an end, too."""
+    made = knowing(end, GIB)
+    made.observe(0, MIB)
+    low, high = (byte // PAGE * PAGE - 512 * KIB) // MIB, -(-(byte // PAGE * PAGE + 512 * KIB) // MIB)
+    assert spans(fault(made, byte)) == [(low, high), (0, low)][: 1 + also]
+    if also:
+        assert made.ahead() == (1, high * MIB - HEADER)
+        assert walk(made, MIB, 6 * MIB, MIB) == []
+        assert walk(made, 6 * MIB, 8 * MIB, MIB) == [(high, 72)], "then eight times what was read"
+
+
+def test_the_end_of_the_last_tensor() -> None:
+    """The kernel reads no further than the file goes."""
+    size = 100 * MIB + 20 * KIB
+    made = Streams(size, Budget(GIB))
+    made.tensors.know([HEADER, 60 * MIB, size])
+    made.observe(0, MIB)
+    assert spans(fault(made, size - 1, size)) == [(99, 101), (60, 99)]
+
+
+def test_small_tensors_are_not_brought_by_their_ends() -> None:
+    """The kernel's own read has them."""
+    made = knowing(100 * MIB, 100 * MIB + 600 * KIB, GIB)
+    assert spans(fault(made, 100 * MIB + 600 * KIB - 1)) == [(100, 102)]
+
+
+def test_a_tensor_that_memory_is_short_for_is_planned_again() -> None:
+    """From where it was cut; from the beginning if not even its end could be had."""
+    for place, offset, again in ((0, 47 * MIB, (1, 48)), (1, 10 * MIB, (10, 48))):
+        made = knowing(HEADER + 48 * MIB, GIB)
+        made.observe(0, MIB)
+        plan = fault(made, HEADER + 48 * MIB - 1)
+        plan.reached(place, offset)
+        assert walk(made, MIB, 2 * MIB, MIB) == [again]
+
+
+def test_of_a_large_tensor_no_more_than_the_window_is_brought() -> None:
+    made = Streams(4 * GIB, Budget(16 * MIB))
+    made.tensors.know([HEADER, 2 * GIB, 3 * GIB])
+    made.observe(0, MIB)
+    assert spans(fault(made, 2 * GIB - 1)) == [(2047, 2049), (0, 16)]
+
+
+async def test_who_read_a_tensor_in_part_is_not_believed_when_the_file_is_opened_again(caches: CacheMaker) -> None:
+    """Every time that it is opened its beginning would be brought in vain."""
+    name = "model.safetensors"
+    store = MemoryStore()
+    beginning = padded(10 * MIB, 20 * MIB, 40 * MIB)
+    async with opened(store, caches, name, size=48 * MIB, beginning=beginning) as (files, found):
+        file = found[name]
+        handle = await read_upto(files, file, 2 * MIB)
+        assert not file.partly
+        await read_upto(files, file, 34 * MIB, 32 * MIB)
+        files.release(handle)
+        files.release(handle)
+        assert file.partly
+        handle = await read_upto(files, file, MIB)
+        assert not files.get(handle)._streams.tensors.ending(19 * MIB + 512 * KIB + HEADER, 20 * MIB + 512 * KIB)
+        files.release(handle)
 
 
 async def test_the_open_file_looks_inside(caches: CacheMaker) -> None:
