@@ -52,7 +52,7 @@ def read_quickly(
         found = head.headers
         etag, span, known = (found.get(name, "") for name in ("etag", "content-range", "x-amz-version-id"))
         check(RangeAnswer(head.status, etag, span, head.length, version_id=known), version, start, stop)
-        wire.fill(head, into, arrived)
+        wire.fill(head, into, arrived, lambda: claim.urgent)
         used_up = head.keeps
     finally:
         claim.sever = None
