@@ -60,9 +60,8 @@ class ChunkCache:
         self._span_chunks = span_size // CHUNK_SIZE
         self._ways = ways
         self.workers = workers = workers or DiskThreads()
-        # Set, and replaced, when memory may have become free; `_short` readers wait for that.
+        # Set, and replaced, when memory may have become free; `Flights.short` readers wait for that.
         self._room = trio.Event()
-        self._short = 0
         self._copies = {origin: trio.Semaphore(max(1, COPIES // len(origins))) for origin in origins}
         self.writer = Writer(disk=disk, memory=memory, nursery=nursery, workers=workers, made_room=self._made_room)
         self._flights = Flights(
@@ -251,10 +250,10 @@ class ChunkCache:
         key = (version.object_id, number)
         self._waits += 1
         while True:
-            chunk = self._flights.here(key)
+            flight = self._flights.get(key)  # first: what completes now is in memory then
+            chunk = self._memory.get(key)
             if chunk is not None:
                 return chunk
-            flight = self._flights.get(key)
             if flight is None:
                 start = number * CHUNK_SIZE
                 # With nothing of its origin on its way nobody makes room: then what nobody has read yet goes.
@@ -262,11 +261,11 @@ class ChunkCache:
                 self.launch(version, start, start + 1, start + 1 if pushing else 0)
                 flight = self._flights.get(key)
             if flight is None:
-                self._short += 1
+                self._flights.short += 1
                 try:
                     await self._some_room()
                 finally:
-                    self._short -= 1
+                    self._flights.short -= 1
                 continue
             if urgent:
                 flight.claim.urge()
@@ -283,7 +282,7 @@ class ChunkCache:
                 raise
             if waiting.chunk is not None:
                 self._memory.unpin(waiting.chunk)
-                if self._short:
+                if self._flights.short:
                     self._made_room()
                 return waiting.chunk
             error = flight.error_for(version)

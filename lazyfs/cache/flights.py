@@ -118,6 +118,8 @@ class Flights:
         self.flying: Counter[str] = Counter()
         """Flights that have not ended, by the origin that they ask."""
         self.disk_hits = self.misses = self.corrupt = self.disk_bytes = 0
+        self.short = 0
+        """Readers that wait for memory: then every chunk lands as soon as it is complete."""
 
     def __len__(self) -> int:
         return len(self._by_chunk)
@@ -145,9 +147,12 @@ class Flights:
         lent_to = DISK if on_disk else version.origin
         after, room = self._slot(version, span.start - 1), self._shares.room(lent_to)
         slots = self._memory.lend(len(span), urgent=claim.urgent, after=after) if len(span) <= room else None
-        if slots is None and claim.urgent and room:
-            slots = self._memory.lend(1, urgent=True) or self._lend_by_giving_up_writes()
-            span = span[:1]
+        if slots is None and claim.urgent:
+            for flight in set(self._by_chunk.values()):
+                self._land(flight)  # what is complete can be written, and makes room
+            if self._shares.room(lent_to):
+                slots = self._memory.lend(1, urgent=True) or self._lend_by_giving_up_writes()
+                span = span[:1]
         if slots is None:
             return 0
         self._shares.take(lent_to, len(slots))
@@ -244,7 +249,7 @@ class Flights:
                     flight.sums.append(block_sums(views[done]))
                     done += 1
                 # In this order: who waits looks once more after he is in `waiting`, so one of the two sees the other.
-                if flight.waiting or len(flight.sums) - flight.landed >= TOLD_TOGETHER:
+                if flight.waiting or self.short or len(flight.sums) - flight.landed >= TOLD_TOGETHER:
                     self._token.run_sync_soon(self._land, flight)
 
         start = (flight.first + begin) * CHUNK_SIZE

@@ -5,20 +5,23 @@ flights that wait. So here bytes are copied from where they are, memory or disk,
 and are not kept. Must not know why. Loop thread only.
 """
 
+from collections.abc import Callable
+
 from lazyfs.cache.disk import Disk
-from lazyfs.cache.memory import Memory
 from lazyfs.cache.threads import Workers
 from lazyfs.objects import CHUNK_SIZE, ObjectVersion, chunk_range
 from lazyfs.stores.base import Claim, Reads
 
 
 class Straight:
-    """Reads of one cache, whose store is `store`."""
+    """Reads of one cache, whose store is `store`; `held` gives a chunk that is in memory (`ChunkCache.held`)."""
 
-    def __init__(self, *, store: Reads, disk: Disk, memory: Memory, workers: Workers) -> None:
+    def __init__(
+        self, *, store: Reads, disk: Disk, held: Callable[[ObjectVersion, int], memoryview | None], workers: Workers
+    ) -> None:
         self._store = store
         self._disk = disk
-        self._memory = memory
+        self._held = held
         self._workers = workers
 
     async def at_hand(self, version: ObjectVersion, start: int, stop: int) -> bytearray | None:
@@ -45,13 +48,12 @@ class Straight:
         return found
 
     def _is_here(self, version: ObjectVersion, number: int) -> bool:
-        key = (version.object_id, number)
-        return self._memory.get(key) is not None or self._disk.kept(version.object_id, number) is not None
+        return self._held(version, number) is not None or self._disk.kept(version.object_id, number) is not None
 
     async def _part(self, version: ObjectVersion, number: int, start: int, stop: int) -> bytes | memoryview | None:
-        chunk = self._memory.get((version.object_id, number))
+        chunk = self._held(version, number)
         if chunk is not None:
-            return chunk.view[start:stop]
+            return chunk[start:stop]
         kept = self._disk.kept(version.object_id, number)
         if kept is None:
             return None

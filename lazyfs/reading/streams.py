@@ -277,14 +277,22 @@ class Streams:
         if front.step > 0 and front.high <= start and need[1] <= front.frontier:
             return Plan((), given_up) if given_up else NOTHING
         ending = self.tensors.ending(start, stop)
-        if ending is not None and align_up(ending[0]) < need[0]:
-            return self._from_its_beginning(ending, need, given_up)
+        if ending is not None and align_up(ending[0]) < need[0] and not self._is_promised(ending[1]):
+            low = self.tensors.begin(ending)
+            if low is not None:
+                return self._from_its_beginning(ending, low, need, given_up)
         return Plan((need,), given_up, run)
 
-    def _from_its_beginning(self, tensor: Range, need: Range, given_up: tuple[Range, ...]) -> Plan:
-        """A read at the end of a tensor that is about to be copied: bring the read's chunks, then the tensor."""
+    def _is_promised(self, end: int) -> bool:
+        """Whether a run goes through the tensor that ends there, or is expected to."""
+        return any(run.promised == end for run in self._table.active)
+
+    def _from_its_beginning(self, tensor: Range, low: int, need: Range, given_up: tuple[Range, ...]) -> Plan:
+        """A read at the end of a tensor that is about to be copied: bring the read's chunks, then the tensor. The read
+        of its beginning may begin at `low`."""
         begin, end = tensor
         run = self._new(begin, begin)
+        run.low = low
         run.step, run.promised = 1, end
         run.window = min(end - begin, self._largest(run))
         target = min(align_down(begin + run.window), need[0])

@@ -11,7 +11,6 @@ from lazyfs.archives.library import Library
 from lazyfs.archives.unpacking import Unpacking
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.disk import Disk
-from lazyfs.cache.memory import Memory
 from lazyfs.cache.straight import Straight
 from lazyfs.config import SourceConfig
 from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
@@ -98,14 +97,13 @@ def library_of(
     unpacking: Unpacking,
     stores: Stores,
     disk: Disk,
-    memory: Memory,
     chunks: ChunkCache,
     sources: Sequence[SourceConfig],
 ) -> Library:
     """The library of a mount, with `unpacking`, the store of its chunk cache, told of it."""
     # As of another time a bucket is read and not written.
     sharing = {one.name: one for one in sources if one.config.share_archive_indexes and not one.source.moment}
-    straight = Straight(store=stores, disk=disk, memory=memory, workers=chunks.workers)
+    straight = Straight(store=stores, disk=disk, held=chunks.held, workers=chunks.workers)
     unpacking.here = straight
     unpacking.library = Library(
         walk=Walking(chunks).fetch,

@@ -104,7 +104,7 @@ class RunningMount:
         )
         library = None
         if any(one.config.archives for one in sources):
-            library = library_of(unpacking, self.store, self.disk, self.memory, self.chunks, sources)
+            library = library_of(unpacking, self.store, self.disk, self.chunks, sources)
         self.origins = Origins(
             sources, stores=self.store, disk=self.disk, chunks=self.chunks, nursery=nursery, library=library
         )

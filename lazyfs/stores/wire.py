@@ -13,7 +13,6 @@ Concurrency: `Wires` from any thread, a `Wire` from one thread at a time, `Call.
 """
 
 import contextlib
-import math
 import re
 import select
 import socket
@@ -37,9 +36,9 @@ each piece is a hand-over of the interpreter to and from its thread."""
 
 MOST_PIECES = 4
 TOGETHER = 0.15
-"""Pieces received by one call, and seconds that they may take, as the last ones came. A cold read of a GiB over 32
-connections of 90 MB/s, of which each had a third on two busy cores, had 0.93 GB/s with one, 0.98 with two, and 1.01
-with four."""
+"""Pieces received by one call, and seconds that they may take, as the last ones of the same body came. A cold read of
+a GiB over 32 connections of 90 MB/s, of which each had a third on two busy cores, had 0.93 GB/s with one, 0.98 with
+two, and 1.01 with four."""
 
 LOW_WATER = MIB
 """Bytes that wait in the kernel before the thread is woken. The same read had 0.82 GB/s without, 0.84 with 256 KiB,
@@ -104,8 +103,6 @@ class Wire:
         self._receive = self._receive_plain
         # What SO_RCVLOWAT is; 0 where it stays as it is.
         self._low = 1
-        # Seconds for a piece, as the last ones came.
-        self._each = math.inf
         if tls is not None:
             self._socket = tls.wrap_socket(plain, server_hostname=host)
             self._socket.settimeout(STALL_TIMEOUT)
@@ -156,29 +153,26 @@ class Wire:
         left = tail(into, received)
         if not left:
             arrived(received)
+        most = 1
         while left:
-            pieces = _pieces(left, PIECE_SIZE if hurry() else PIECE_SIZE * self._together)
+            pieces = _pieces(left, PIECE_SIZE if hurry() else PIECE_SIZE * most)
             wanted = sum(map(len, pieces))
-            self._expect(size - received - wanted)
+            self._expect(wanted, size - received - wanted)
             began = time.monotonic()
             count = self._receive(pieces)
             if not count:
                 raise Transient(f"the body ended after {received} bytes")
-            self._each = max(1e-9, time.monotonic() - began) * PIECE_SIZE / count
+            each = max(1e-9, time.monotonic() - began) * PIECE_SIZE / count
+            most = max(1, min(MOST_PIECES, int(TOGETHER / each)))
             received += count
             arrived(received)
             left = tail(left, count)
 
-    @property
-    def _together(self) -> int:
-        """Pieces that come quickly enough to be received by one call."""
-        return max(1, min(MOST_PIECES, int(TOGETHER / self._each)))
-
-    def _expect(self, more: int) -> None:
-        """Have the kernel wake the thread that receives for a lot at a time, if at least `more` bytes are to come after
-        what it waits for: with less, the last of them would never wake it. Where they come slowly recv returns what is
-        there when its clock has run off, so nothing is lost."""
-        low = LOW_WATER if more >= LOW_WATER else 1
+    def _expect(self, wanted: int, more: int) -> None:
+        """Have the kernel wake the thread that receives for a lot at a time, if it waits for many bytes and enough come
+        after them: with less, the last of them would never wake it. Where they come slowly recv returns what is there
+        when its clock has run off, so nothing is lost; it does not wait again for the little that is then missing."""
+        low = LOW_WATER if more >= LOW_WATER and wanted >= LOW_WATER // 2 else 1
         if self._low and low != self._low:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)
             self._low = low

@@ -42,7 +42,7 @@ static void die(const char *what)
     _exit(1);
 }
 
-/* Answers to reads that the kernel sent ahead come in any order, so a slot is used again one part later. */
+/* Answers to reads that the kernel sent ahead come in any order, so a slot is used again two parts later. */
 static void *receive(void *unused)
 {
     (void)unused;
@@ -54,7 +54,7 @@ static void *receive(void *unused)
     setsockopt(sock, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     for (;;) {
         pthread_mutex_lock(&lock);
-        while (taken * part < size && taken >= consumed / part - 1 + slots)
+        while (taken * part < size && taken >= consumed / part - 2 + slots)
             pthread_cond_wait(&changed, &lock);
         if (taken * part >= size) {
             pthread_mutex_unlock(&lock);
@@ -85,6 +85,10 @@ static void *receive(void *unused)
         body += 4;
         off_t got = text + have - body;
         memcpy(memory + slot * part, body, got);
+        pthread_mutex_lock(&lock);
+        received[slot] = got;
+        pthread_cond_broadcast(&changed);
+        pthread_mutex_unlock(&lock);
         while (got < length) {
             off_t most = length - got < PIECE ? length - got : PIECE;
             ssize_t count = recv(sock, memory + slot * part + got, most, MSG_WAITALL);
@@ -143,6 +147,8 @@ static void on_read(fuse_req_t request, fuse_ino_t node, size_t length, off_t of
     for (off_t at = offset; at < end; count++) {
         off_t number = at / part, slot = number % slots, start = at % part;
         off_t stop = end - number * part < part ? end - number * part : part;
+        if (number + slots <= taken)
+            die("read twice, which this cannot");
         while (holds[slot] != number || received[slot] < stop)
             pthread_cond_wait(&changed, &lock);
         pieces[count] = (struct iovec){memory + slot * part + start, stop - start};

@@ -181,6 +181,21 @@ async def test_a_chunk_that_completes_as_somebody_begins_to_wait(
         valve.open()
 
 
+async def test_what_is_complete_makes_room_for_a_reader(store: MemoryStore, running: Running) -> None:
+    """Though its flight holds all of memory, goes on, and nobody was told of it."""
+    held, other = store.put("held", pattern(4 * MIB)), store.put("other", pattern(MIB, 1))
+    valve = Valve()
+    store.valve = lambda call: valve if call.key == "held" else None
+    async with running(4 * MIB, ways=0) as cache:
+        assert cache.start(held, 0, 4 * MIB, demand=0) == 4 * MIB
+        valve.open(3 * MIB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert cache.statistics().misses == 0
+        with trio.fail_after(10):
+            assert await read(cache, other, 0, MIB) == pattern(MIB, 1)
+        valve.open()
+
+
 async def test_an_error_reaches_every_waiter_and_is_forgotten(store: MemoryStore, running: Running) -> None:
     """Whoever waited gets the failure; who comes later asks again."""
     data = pattern(MIB)

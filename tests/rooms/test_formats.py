@@ -206,6 +206,59 @@ def test_who_faults_at_the_end_of_a_tensor_copies_it(end: int, byte: int, also: 
         assert walk(made, 6 * MIB, 8 * MIB, MIB) == [(high, 72)], "then eight times what was read"
 
 
+def test_who_copies_a_tensor_in_the_middle_is_not_taken_to_copy_the_one_before() -> None:
+    """Its first page holds the last bytes of that one, too, for tensors are not aligned to pages."""
+    borders = [10_008 + number * 100 * MIB for number in range(10)]
+    made = knowing(*borders)
+    made.observe(0, MIB)
+    assert spans(fault(made, borders[6] - 1)) == [(599, 601), (500, 599)]
+    before = fault(made, borders[5])
+    assert spans(before) == [(499, 501)], "the read itself; the rest was planned"
+    assert made.latest.promised == borders[6]
+    at = (borders[5] // PAGE + 128) * PAGE
+    assert spans(made.observe(at, at + MIB)) == []
+    assert not made.tensors.left
+
+
+def test_a_tensor_that_is_gone_through_is_not_begun_again() -> None:
+    """By a second thread, or once more at its end, with a window that does not reach it."""
+    made = Streams(4 * GIB, Budget(16 * MIB))
+    made.tensors.know([HEADER, 2 * GIB, 3 * GIB])
+    walk(made, 0, GIB, MIB)
+    assert spans(fault(made, 2 * GIB - 1)) == [(2047, 2049)]
+    made = knowing(HEADER + 48 * MIB, GIB)
+    made.observe(0, MIB)
+    assert len(fault(made, HEADER + 48 * MIB - 1).ranges) == 2
+    assert len(fault(made, HEADER + 48 * MIB - 1).ranges) < 2
+
+
+def test_who_touches_nothing_but_ends_is_not_believed_for_long() -> None:
+    """Eight threads may load a tensor each; with one more, it is the ends that somebody wants."""
+    ends = [HEADER + (number + number * number % 7) * 40 * MIB for number in range(1, 20)]
+    made = knowing(*sorted(ends))
+    made.observe(0, MIB)
+    counts = [len(fault(made, end - 1).ranges) for end in sorted(set(ends))]
+    assert counts.count(2) == 8
+    assert made.tensors.left
+
+
+@pytest.mark.parametrize("size", [PAGE, 32 * KIB])
+def test_a_small_read_at_an_end_is_no_fault(size: int) -> None:
+    made = knowing(48 * MIB, GIB)
+    made.observe(0, MIB)
+    middle = 48 * MIB - PAGE // 2
+    assert len(made.observe(middle - size // 2, middle + size // 2).ranges) == 1
+
+
+def test_a_tensor_whose_end_was_read_before_counts_as_read() -> None:
+    """The kernel read 512 KiB before its end with the fault there, and does not ask for them again."""
+    end = 60 * MIB + 700 * KIB
+    made = knowing(end, GIB)
+    walk(made, 0, end - 512 * KIB, MIB)
+    walk(made, 300 * MIB, 310 * MIB, MIB)
+    assert not made.tensors.left
+
+
 def test_the_end_of_the_last_tensor() -> None:
     """The kernel reads no further than the file goes."""
     size = 100 * MIB + 20 * KIB

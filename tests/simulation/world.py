@@ -427,7 +427,7 @@ class Life:
         left = {
             "flights": len(self._flights),
             "flying": self._flights.flying.total(),
-            "waiting for memory": self.cache._short,
+            "waiting for memory": self._flights.short,
             "queued writes": len(self.cache.writer),
             "lent slots": now.lent,
             "pinned chunks": now.pinned,
