@@ -18,8 +18,8 @@ MUTANTS = {
     # Who waits.
     "a reader keeps its pin": Edit(
         CHUNKS,
-        "                self._memory.unpin(waiting.chunk)\n                if self._short",
-        "                if self._short",
+        "                self._memory.unpin(waiting.chunk)\n                if self._flights.short",
+        "                if self._flights.short",
     ),
     "a cancelled reader keeps its pin": Edit(
         CHUNKS,
