@@ -148,7 +148,7 @@ class Flights:
         after, room = self._slot(version, span.start - 1), self._shares.room(lent_to)
         slots = self._memory.lend(len(span), urgent=claim.urgent, after=after) if len(span) <= room else None
         if slots is None and claim.urgent:
-            for flight in set(self._by_chunk.values()):
+            for flight in dict.fromkeys(self._by_chunk.values()):
                 self._land(flight)  # what is complete can be written, and makes room
             if self._shares.room(lent_to):
                 slots = self._memory.lend(1, urgent=True) or self._lend_by_giving_up_writes()

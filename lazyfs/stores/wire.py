@@ -6,8 +6,8 @@ while other threads run, or several of them where they come quickly, and the ker
 MiB and not for each packet (SO_RCVLOWAT, socket(7)). Must not know S3; whatever is unusual (a redirect, a chunked body)
 is for the caller, who has a slower way for it.
 
-With TLS a record of 16 KiB is one call, and costs the interpreter twice; still less than 1.05 CPU seconds a GB, where
-boto3 takes 2, and awscrt, which calls back for each record, 1.5 to 1.7.
+With TLS a record of 16 KiB is one call, and costs the interpreter twice; still 1.05 CPU seconds a GB, where boto3 takes
+2, and awscrt, which calls back for each record, 1.5 to 1.7.
 
 Concurrency: `Wires` from any thread, a `Wire` from one thread at a time, `Call.sever` from any.
 """
