@@ -8,7 +8,7 @@ Invariants of a forward run: every chunk from `low` to `frontier` was planned; o
 from dataclasses import dataclass
 
 from lazyfs.objects import CHUNK_SIZE, align_down, align_up
-from lazyfs.reading.windows import GROWTH, SLACK, STEP, SURE, SURE_GROWTH
+from lazyfs.reading.windows import BEGIN_WINDOW, GROWTH, PAST_HEADER, SLACK, STEP, SURE, SURE_GROWTH
 
 Range = tuple[int, int]
 """Bytes [start, stop), chunk-aligned except at the end of the file."""
@@ -61,6 +61,8 @@ class Run:
             window, target = 0, align_up(max(self.high, self.low + self.expect))
         else:
             window = (GROWTH if length < SURE else SURE_GROWTH) * length
+            if length >= PAST_HEADER and not self.low:
+                window = max(window, BEGIN_WINDOW)
             window = min(max(window, self.window, sure), largest)
             self.window = window
             target = align_up(self.high + window)

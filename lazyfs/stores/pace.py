@@ -17,7 +17,13 @@ SAMPLES = 64
 """Ended reads that are remembered: two rounds of the default connections."""
 
 ENOUGH = 8
-"""Samples before anything is said."""
+"""Reads that have ended before one under way is compared with them."""
+
+ROUND = 16
+GROWING = 1.25
+"""While the last so many reads had so many times the rate of those before them, the network has not shown what it can
+do, and nothing is said. BBR leaves its startup by the same sign, of three rounds. Bound by what the rate was a round
+trip ago, a window grew by GAIN a round at most, and three times in a row that was less than the planner wanted."""
 
 GAIN = 4
 """Times what was just enough: the next round may then find out whether more would pay, as fast as windows grow."""
@@ -82,10 +88,12 @@ class Pace:
             return
         self._ended.append((progress.size, now - progress.began))
         self._rates.append((self._delivered - progress.delivered) / (now - progress.began))
-        if len(self._ended) >= ENOUGH:
+        self.useful = None
+        rates = list(self._rates)
+        if len(rates) > ROUND and max(rates[-ROUND:]) <= GROWING * max(rates[:-ROUND]):
             large = max(size for size, _ in self._ended) // 2
             unloaded = min(seconds for size, seconds in self._ended if size >= large)
-            self.useful = max(LEAST, int(GAIN * max(self._rates) * unloaded))
+            self.useful = max(LEAST, int(GAIN * max(rates) * unloaded))
 
     def behind(self, now: float) -> list[Progress]:
         """The reads that are far behind those that ended lately, unless they are many."""

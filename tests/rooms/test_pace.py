@@ -8,7 +8,7 @@ from lazyfs.objects import KIB, MIB
 from lazyfs.reading.windows import Budget
 from lazyfs.stores.base import Claim
 from lazyfs.stores.fetch import MOST_RESTARTS
-from lazyfs.stores.pace import BEHIND, ENOUGH, GAIN, GRACE, LEAST, SAMPLES, Pace, Progress
+from lazyfs.stores.pace import BEHIND, ENOUGH, GAIN, GRACE, LEAST, ROUND, SAMPLES, Pace, Progress
 from tests.rooms.bench import DATA, Bench
 from tests.rooms.memory_store import Call, Valve
 
@@ -28,11 +28,12 @@ def round_of(pace: Pace, count: int, began: float, seconds: float = SECONDS, siz
 def test_nothing_is_known_at_first() -> None:
     """Nor from reads that broke: they say nothing about what the network can do."""
     pace = Pace()
-    round_of(pace, ENOUGH - 1, 0.0)
-    broken = pace.begin(SIZE, 0.0)
-    pace.end(broken, 1.0, whole=False)
+    for turn in range(ROUND):
+        round_of(pace, 1, turn * SECONDS)
+    broken = pace.begin(SIZE, 3.0)
+    pace.end(broken, 4.0, whole=False)
     assert pace.useful is None
-    round_of(pace, 1, 2.0)
+    round_of(pace, 1, 5.0)
     assert pace.useful is not None
 
 
@@ -40,14 +41,32 @@ def test_nothing_is_known_at_first() -> None:
 def test_useful_is_a_multiple_of_what_was_just_enough(count: int) -> None:
     """So many reads side by side kept so much in flight; the next round may find out whether more would pay."""
     pace = Pace()
-    round_of(pace, count, 0.0)
+    for turn in range(1 + 2 * ROUND // count):
+        round_of(pace, count, turn * SECONDS)
     assert pace.useful == GAIN * count * SIZE
+
+
+def test_nothing_is_said_while_the_rate_still_grows() -> None:
+    """A window that doubles with each round is not held to what the last round had; once a round brings no more than
+    the one before it, that is what the network can do. A network that is faster later on is found out as well."""
+    pace = Pace()
+    for turn, count in enumerate((1, 2, 4, 8, 16, 32)):
+        round_of(pace, count, turn * SECONDS)
+        assert pace.useful is None
+    for turn in range(6, 12):
+        round_of(pace, 32, turn * SECONDS)
+    assert pace.useful == GAIN * 32 * SIZE
+    round_of(pace, 48, 12 * SECONDS)
+    assert pace.useful is None
+    round_of(pace, 48, 13 * SECONDS)
+    round_of(pace, 48, 14 * SECONDS)
+    assert pace.useful == GAIN * 48 * SIZE
 
 
 def test_a_near_server_needs_little() -> None:
     """8 MiB in 5 ms, one after another: more in flight would only lie in memory."""
     pace = Pace()
-    for turn in range(ENOUGH):
+    for turn in range(ROUND + 1):
         round_of(pace, 1, turn * 0.005, 0.005)
     assert pace.useful == max(LEAST, GAIN * SIZE)
 
@@ -65,7 +84,7 @@ def test_small_reads_do_not_make_the_time_of_large_ones() -> None:
     """The time to the first byte is most of theirs."""
     pace = Pace()
     round_of(pace, 32, 0.0)
-    round_of(pace, 8, 1.0, seconds=0.03, size=4 * KIB)
+    round_of(pace, 24, 1.0, seconds=0.03, size=4 * KIB)
     assert pace.useful == GAIN * 32 * SIZE
 
 

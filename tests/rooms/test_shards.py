@@ -76,20 +76,21 @@ def fetched(store: MemoryStore, key: str) -> int:
 
 
 async def test_shards_are_read_ahead_like_one_file(caches: CacheMaker) -> None:
-    """From the middle of the first one on as much as was read of it, in steps of 8 MiB; once it was read to its end,
-    the whole window. Each byte once."""
+    """From a quarter of the first one on, what is then in its window, but no more than four times what was read, in
+    steps of 8 MiB. Each byte once."""
     store = MemoryStore()
     names = [f"m-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
     async with opened(store, caches, *names) as (files, found):
-        handle = await read_upto(files, found[names[0]], SIZE // 2 - MIB)
+        quarter = SIZE // 4
+        handle = await read_upto(files, found[names[0]], quarter - MIB)
         assert [fetched(store, name) for name in names] == [SIZE, 0, 0]
-        await read_upto(files, found[names[0]], SIZE // 2, SIZE // 2 - MIB)
-        assert [fetched(store, name) for name in names] == [SIZE, 8 * MIB, 0]
-        await read_upto(files, found[names[0]], SIZE - MIB, SIZE // 2)
-        assert [fetched(store, name) for name in names] == [SIZE, 16 * MIB, 0]
-        await read_upto(files, found[names[0]], SIZE, SIZE - MIB)
-        # The window is 64 MiB, and all of it lies beyond now.
+        await read_upto(files, found[names[0]], quarter, quarter - MIB)
+        # The window is 48 MiB by then, and 30 of it lie beyond.
+        assert [fetched(store, name) for name in names] == [SIZE, 24 * MIB, 0]
+        await read_upto(files, found[names[0]], SIZE - MIB, quarter)
+        # It has its 64 MiB, and all but one lie beyond.
         assert [fetched(store, name) for name in names] == [SIZE, SIZE, SIZE]
+        await read_upto(files, found[names[0]], SIZE, SIZE - MIB)
         files.release(handle)
         for name in names[1:]:
             await read_upto(files, found[name], SIZE)
@@ -103,7 +104,7 @@ async def test_a_second_model_is_expected_to_be_read_like_the_first(caches: Cach
     async with opened(store, caches, first, *names) as (files, found):
         await read_upto(files, found[first], SIZE)
         await read_upto(files, found[names[0]], 2 * MIB)
-        assert [fetched(store, name) for name in names] == [16 * MIB, 0, 0]
+        assert [fetched(store, name) for name in names] == [SIZE, 0, 0]
         await read_upto(files, found[names[0]], 4 * MIB, 2 * MIB)
         assert [fetched(store, name) for name in names] == [SIZE, 8 * MIB, 0]
 
@@ -135,7 +136,7 @@ async def test_who_stops_early_has_nothing_sent_that_waits(
         monkeypatch.setattr(files._cache, "drop", noted)
         handle = await read_upto(files, found[names[0]], SIZE // 2)
         files.release(handle)
-        assert dropped == [(names[0], SIZE // 2, SIZE), (names[1], 0, 8 * MIB)]
+        assert dropped == [(names[0], SIZE // 2, SIZE), (names[1], 0, SIZE)]
         dropped.clear()
         handle = await read_upto(files, found[names[0]], SIZE)
         files.release(handle)
