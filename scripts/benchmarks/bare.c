@@ -35,6 +35,7 @@ static off_t taken;     /* parts that a connection has begun */
 static off_t consumed;  /* bytes that the kernel has asked for, and everything before them */
 static off_t *received; /* bytes of the part that is in each slot */
 static off_t *holds;    /* the number of that part */
+static int *answering;  /* reads that are being answered from each slot */
 
 static void die(const char *what)
 {
@@ -42,7 +43,8 @@ static void die(const char *what)
     _exit(1);
 }
 
-/* Answers to reads that the kernel sent ahead come in any order, so a slot is used again two parts later. */
+/* Reads that the kernel sent ahead come in any order, so a slot is used again two parts later, and not while a read is
+ * answered from it: who answers may be held up for longer than others take for two parts. */
 static void *receive(void *unused)
 {
     (void)unused;
@@ -54,7 +56,7 @@ static void *receive(void *unused)
     setsockopt(sock, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     for (;;) {
         pthread_mutex_lock(&lock);
-        while (taken * part < size && taken >= consumed / part - 2 + slots)
+        while (taken * part < size && (taken >= consumed / part - 2 + slots || answering[taken % slots]))
             pthread_cond_wait(&changed, &lock);
         if (taken * part >= size) {
             pthread_mutex_unlock(&lock);
@@ -139,6 +141,7 @@ static void on_read(fuse_req_t request, fuse_ino_t node, size_t length, off_t of
 {
     (void)node, (void)unused;
     struct iovec pieces[8];
+    off_t from[8];
     int count = 0;
     if (offset + (off_t)length > size)
         length = offset < size ? size - offset : 0;
@@ -151,16 +154,19 @@ static void on_read(fuse_req_t request, fuse_ino_t node, size_t length, off_t of
             die("read twice, which this cannot");
         while (holds[slot] != number || received[slot] < stop)
             pthread_cond_wait(&changed, &lock);
+        from[count] = slot;
+        answering[slot]++;
         pieces[count] = (struct iovec){memory + slot * part + start, stop - start};
         at += stop - start;
     }
     pthread_mutex_unlock(&lock);
     fuse_reply_iov(request, pieces, count);
     pthread_mutex_lock(&lock);
-    if (consumed < offset) {
+    while (count-- > 0)
+        answering[from[count]]--;
+    if (consumed < offset)
         consumed = offset;
-        pthread_cond_broadcast(&changed);
-    }
+    pthread_cond_broadcast(&changed);
     pthread_mutex_unlock(&lock);
 }
 
@@ -177,6 +183,7 @@ int main(int argc, char **argv)
     name = argv[7];
     holds = calloc(slots, sizeof *holds);
     received = calloc(slots, sizeof *received);
+    answering = calloc(slots, sizeof *answering);
     memset(holds, 0xff, slots * sizeof *holds);
     memory = mmap(NULL, slots * part, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)

@@ -206,6 +206,18 @@ def test_who_faults_at_the_end_of_a_tensor_copies_it(end: int, byte: int, also: 
         assert walk(made, 6 * MIB, 8 * MIB, MIB) == [(high, 72)], "then eight times what was read"
 
 
+def test_a_tensor_that_is_copied_comes_before_the_next_shard() -> None:
+    """Though more than a quarter of the first one was read, and all of it is planned."""
+    end = HEADER + 48 * MIB
+    made = knowing(end, size=104 * MIB)
+    made.observe(0, MIB)
+    fault(made, end - 1, 104 * MIB)
+    walk(made, MIB, 47 * MIB, MIB)
+    assert (made.latest.frontier, made.beyond) == (104 * MIB, 0)
+    walk(made, 47 * MIB, 50 * MIB, MIB)
+    assert made.beyond == 4 * 50 * MIB
+
+
 def test_who_copies_a_tensor_in_the_middle_is_not_taken_to_copy_the_one_before() -> None:
     """Its first page holds the last bytes of that one, too, for tensors are not aligned to pages."""
     borders = [10_008 + number * 100 * MIB for number in range(10)]
