@@ -56,8 +56,10 @@ def test_nothing_is_said_while_the_rate_still_grows() -> None:
     for turn in range(6, 12):
         round_of(pace, 32, turn * SECONDS)
     assert pace.useful == GAIN * 32 * SIZE
-    round_of(pace, 12 * ENOUGH, 12 * SECONDS)
-    assert pace.useful == GAIN * 12 * ENOUGH * SIZE
+    round_of(pace, 2 * ENOUGH, 12 * SECONDS, SECONDS / 8)
+    assert pace.useful is None
+    round_of(pace, 2 * ENOUGH, 13 * SECONDS, SECONDS / 8)
+    assert pace.useful == GAIN * 2 * ENOUGH * SIZE
 
 
 def test_a_near_server_needs_little() -> None:

@@ -155,6 +155,23 @@ def test_the_next_shard_begins_as_the_last_one_ended() -> None:
     assert walk(third, 0, 2 * MIB, MIB) == [(0, 1), (1, 32)]
 
 
+def test_the_shard_after_the_first_one_is_begun_in_proportion() -> None:
+    """From a quarter on, four times what was read, though the window has room for more; once one was read to its end,
+    from an eighth on what the window has."""
+    budget = Budget(GIB)
+    first, second = Streams(104 * MIB, budget), Streams(104 * MIB, budget)
+    walk(first, 0, 25 * MIB, MIB)
+    assert first.beyond == 0
+    walk(first, 25 * MIB, 26 * MIB, MIB)
+    assert (first.latest.window, first.beyond) == (8 * 26 * MIB, 4 * 26 * MIB)
+    walk(first, 26 * MIB, 104 * MIB, MIB)
+    walk(second, 0, 12 * MIB, MIB)
+    assert second.beyond == 0
+    walk(second, 12 * MIB, 26 * MIB, MIB)
+    assert second.beyond == 128 * MIB
+    assert second.latest.high + second.latest.window - 104 * MIB == 130 * MIB
+
+
 def test_a_header_after_a_shard_wastes_nothing() -> None:
     """What the last shard taught is for runs of a chunk and more, not for a scan over the headers of others."""
     budget = Budget(GIB)
