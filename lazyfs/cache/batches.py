@@ -4,25 +4,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lazyfs.cache.records import Run
-from lazyfs.objects import ObjectVersion
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, ObjectVersion
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A chunk whose bytes are in memory, to be kept. `sums` are its block checksums."""
+    """A chunk whose bytes are in memory, to be kept, or the blocks of one from `block` on. `sums` are the checksums of
+    its blocks."""
 
     version: ObjectVersion
     number: int
     view: memoryview
     sums: bytes
+    block: int = 0
+
+    @property
+    def end(self) -> int:
+        """Where its bytes end in the chunk."""
+        return self.block * BLOCK_SIZE + len(self.view)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the chunk."""
+        return len(self.view) == self.version.chunk_length(self.number)
 
 
 def in_runs(chunks: Sequence[Verified], generations: dict[bytes, int]) -> list[tuple[Run, list[Verified]]]:
-    """The chunks as runs of adjacent ones, each one write."""
+    """The chunks as runs of adjacent ones, each one write of bytes that lie one behind the other."""
     groups: list[list[Verified]] = []
-    for chunk in sorted(chunks, key=lambda c: (c.version.object_id, c.number)):
+    for chunk in sorted(chunks, key=lambda c: (c.version.object_id, c.number, c.block)):
         last = groups[-1][-1] if groups else None
-        if last and last.version == chunk.version and last.number + 1 == chunk.number:
+        next_to = last and last.version == chunk.version and last.number + 1 == chunk.number
+        if last and next_to and last.end == CHUNK_SIZE and not chunk.block:
             groups[-1].append(chunk)
         else:
             groups.append([chunk])

@@ -22,20 +22,23 @@ from lazyfs.cache.directory import MARK, MODELS, OPEN_MARK, CacheDirectory
 from lazyfs.cache.index import Index
 from lazyfs.cache.ledger import USED, Ledger
 from lazyfs.cache.objectfile import ObjectFiles
+from lazyfs.cache.readback import blocks_right, filled
 from lazyfs.cache.records import (
     CHUNK_SUMS,
     HEAD,
     OBJECT,
     WHOLE_FILE,
+    Kept,
     Run,
     chunk_size,
     chunks_of,
     number_of,
+    parts_in,
     segment_size,
     sound,
 )
 from lazyfs.cache.sums import block_sums
-from lazyfs.cache.sweep import FILE_OVERHEAD
+from lazyfs.cache.sweep import FILE_OVERHEAD, entries
 from lazyfs.cache.tables import LRU_KEY_SIZE, Tables, Transaction
 from lazyfs.errors import CacheUnavailable, SetupError, UsageError
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, runs
@@ -166,8 +169,8 @@ class _Check:
                     continue
                 generation, size, count = OBJECT.unpack_from(value)
                 held = present.get(key, {})
-                total += sum(segment_size(size, segment, bits) for segment, bits in held.items())
-                right = sum(bits.bit_count() for bits in held.values())
+                total += sum(segment_size(size, segment, bits | parts) for segment, (bits, parts) in held.items())
+                right = sum(bits.bit_count() for bits, _ in held.values())
                 self._found.objects += 1
                 self._found.chunks += right
                 if right != count:
@@ -185,9 +188,10 @@ class _Check:
                     Ledger(txn, tables).settle(int.from_bytes(key, "big"), [], 0)
             self._found.bytes = total
 
-    def _check_segments(self, txn: Transaction, tables: Tables) -> dict[bytes, dict[int, int]]:
-        """Presence bits by object and segment, of records that are sound and belong to an object."""
-        present: dict[bytes, dict[int, int]] = defaultdict(dict)
+    def _check_segments(self, txn: Transaction, tables: Tables) -> dict[bytes, dict[int, tuple[int, int]]]:
+        """By object and segment, of records that are sound and belong to an object: the bits of chunks that are present
+        and those of chunks that are here in part."""
+        present: dict[bytes, dict[int, tuple[int, int]]] = defaultdict(dict)
         for key, value in _rows(txn, tables.segments):
             object_id, segment = key[:16], int.from_bytes(key[16:], "big")
             record = txn.get(object_id, db=tables.objects) if len(key) == 20 else None
@@ -197,8 +201,9 @@ class _Check:
                 words = f"{_name(record)}: a record of chunks is damaged"
             else:
                 (generation, _, bits), (wanted, size, _) = HEAD.unpack_from(value), OBJECT.unpack_from(record)
-                if generation == wanted and bits >> max(0, chunks_of(size) - segment * SEGMENT_CHUNKS) == 0:
-                    present[object_id][segment] = bits
+                parts, most = parts_in(value), max(0, chunks_of(size) - segment * SEGMENT_CHUNKS)
+                if generation == wanted and (bits | parts) >> most == 0:
+                    present[object_id][segment] = bits, parts
                     continue
                 words = f"{_name(record)}: a record of chunks is of another file"
             self._problem("record", words)
@@ -227,7 +232,7 @@ class _Check:
     # ---- the files against the index
 
     def _check_files(self, index: Index, files: ObjectFiles) -> None:
-        known = index.entries()
+        known = entries(index)
         with index.look() as (txn, tables):
             loose = {(run.object_id, run.generation) for run in Ledger(txn, tables).graves()}
             claims = Ledger(txn, tables).claims().values()
@@ -285,17 +290,26 @@ class _Check:
             (generation, size, _), name = sizes[object_id]
             _, _, bits = HEAD.unpack_from(value)
             first = segment * SEGMENT_CHUNKS
+            parts = parts_in(value)
+            for number in (first + place for place in range(SEGMENT_CHUNKS) if parts >> place & 1):
+                at = HEAD.size + number % SEGMENT_CHUNKS * CHUNK_SUMS
+                kept = Kept(generation, value[at : at + CHUNK_SUMS])
+                if not blocks_right(files, object_id, size, number, kept, buffer):
+                    self._problem("bytes", f"{name}: chunk {number}, of which a part is here, is damaged")
+                    if self._mend:
+                        index.discard(object_id, number)
+                done += chunk_size(size, number)
             for run in runs((first + place for place in range(SEGMENT_CHUNKS) if bits >> place & 1), AT_ONCE):
                 views = [
                     buffer[at * CHUNK_SIZE : at * CHUNK_SIZE + min(CHUNK_SIZE, size - number * CHUNK_SIZE)]
                     for at, number in enumerate(run)
                 ]
-                whole = _filled(files, object_id, generation, run, views)
+                whole = filled(files, object_id, generation, run.start * CHUNK_SIZE, views)
                 for number, view in zip(run, views, strict=True):
                     at = HEAD.size + number % SEGMENT_CHUNKS * CHUNK_SUMS
                     sums = value[at : at + -(-len(view) // BLOCK_SIZE) * 8]
                     # Read again alone, for the file may end in its neighbour.
-                    right = whole or _filled(files, object_id, generation, range(number, number + 1), [view])
+                    right = whole or filled(files, object_id, generation, number * CHUNK_SIZE, [view])
                     if not right or block_sums(view) != sums:
                         self._problem("bytes", f"{name}: chunk {number} is damaged")
                         if self._mend:
@@ -307,13 +321,6 @@ class _Check:
         for run in index.graves():
             files.clear(run)
             index.dug([run])
-
-
-def _filled(files: ObjectFiles, object_id: bytes, generation: int, numbers: range, views: list[memoryview]) -> bool:
-    try:
-        return files.read(object_id, generation, numbers.start * CHUNK_SIZE, views)
-    except OSError:
-        return False
 
 
 def _rows(txn: Transaction, table: object) -> Iterator[tuple[bytes, bytes]]:

@@ -17,9 +17,11 @@ import trio
 from lazyfs.cache.barred import Barred
 from lazyfs.cache.bringing import bring
 from lazyfs.cache.disk import Disk
-from lazyfs.cache.flights import Flights, Waiting
+from lazyfs.cache.flight import Waiting
+from lazyfs.cache.flights import Flights
 from lazyfs.cache.forgetting import forget
 from lazyfs.cache.memory import Chunk, Memory
+from lazyfs.cache.parts import Parts
 from lazyfs.cache.records import Kept
 from lazyfs.cache.shares import Shares
 from lazyfs.cache.spans import spans_to_get
@@ -74,6 +76,7 @@ class ChunkCache:
             nursery=nursery,
             made_room=self._made_room,
         )
+        self._parts = Parts(disk=disk, flights=self._flights, writer=self.writer, workers=workers)
         self.barred = Barred()
         self._memory_hits = self._waits = 0
         self.looks = [0, 0]  # how often a chunk that somebody reads was not in memory, and was
@@ -175,11 +178,7 @@ class ChunkCache:
         if chunk and second:
             return self._found(version, start, stop, chunk, second)
         if first == last and stop - start <= SMALL_READ and self.workers.quick:
-            kept = self._kept(version, first)
-            begin = first * CHUNK_SIZE
-            if kept is not None:
-                part = self.workers.here(self._disk.read_part, version, first, kept, start - begin, stop - begin)
-                return None if part is None else self._took(version, first, part)
+            return self._parts.now(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
         return None
 
     def _found(self, version: ObjectVersion, start: int, stop: int, chunk: Chunk, second: Chunk) -> memoryview | None:
@@ -197,16 +196,19 @@ class ChunkCache:
         chunk = self._flights.here((version.object_id, number))
         return None if chunk is None else chunk.view
 
-    async def wait(self, version: ObjectVersion, start: int, stop: int) -> memoryview | bytes:
-        """What `read` gives, as soon as it is here."""
+    async def wait(
+        self, version: ObjectVersion, start: int, stop: int, *, alone: bool = False
+    ) -> memoryview | bytes:
+        """What `read` gives, as soon as it is here. `alone`: nothing beside these bytes is wanted."""
         if self.barred:
             await self.barred.passed(version)
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
         if first != last:
-            return await self._read_across(version, start, stop)
+            part = await self._parts.across(version, start, stop) if alone and last == first + 1 else None
+            return part or await self._read_across(version, start, stop)
         chunk = self._memory.get((version.object_id, first))
         if chunk is None and stop - start <= SMALL_READ:
-            part = await self._read_part(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
+            part = await self._parts.touch(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
             if part is not None:
                 return part
         chunk = chunk or await self.obtain(version, first)
@@ -288,29 +290,6 @@ class ChunkCache:
             error = flight.error_for(version)
             if error is not None:
                 raise error
-
-    async def _read_part(self, version: ObjectVersion, number: int, start: int, stop: int) -> bytes | None:
-        """A small piece of a chunk that is on disk and not on its way; None if that is not the case."""
-        kept = self._kept(version, number)
-        if kept is None:
-            return None
-        part = await self.workers.touch(self._disk.read_part, version, number, kept, start, stop)
-        if part is None:
-            await self._flights.found_wrong(version, number, kept)
-            return None
-        return self._took(version, number, part)
-
-    def _kept(self, version: ObjectVersion, number: int) -> Kept | None:
-        """The record of a chunk that is on disk and not on its way."""
-        flying = self._flights.get((version.object_id, number)) is not None
-        return None if flying else self._disk.kept(version.object_id, number)
-
-    def _took(self, version: ObjectVersion, number: int, part: bytes) -> bytes:
-        """These bytes of a chunk came from disk."""
-        self._flights.disk_hits += 1
-        self._flights.disk_bytes += len(part)
-        self.writer.touch(version, number)
-        return part
 
     async def bring(self, version: ObjectVersion, start: int, stop: int) -> None:
         """Have bytes [start, stop) on disk, as far as the disk takes them, behind everything that readers wait for."""

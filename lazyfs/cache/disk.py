@@ -34,10 +34,10 @@ from lazyfs.cache.index import Index
 from lazyfs.cache.ledger import Answer
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.opening import open_index
-from lazyfs.cache.records import Kept, Run, Written, disk_size
+from lazyfs.cache.records import Kept, Run, Written, chunk_size
 from lazyfs.cache.sweep import sweep
 from lazyfs.errors import CacheUnavailable
-from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, ObjectVersion
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +88,11 @@ class Disk:
             raise unusable(directory.path, error) from error
         directory.clear_aside()
 
-    def kept(self, object_id: bytes, number: int) -> Kept | None:
-        """The record of a chunk on disk; None also when the index fails."""
+    def kept(self, object_id: bytes, number: int, *, partly: bool = False) -> Kept | None:
+        """The record of a chunk on disk, or, `partly`, of one of which only some blocks may be; None also when the
+        index fails."""
         try:
-            return self._index.kept(object_id, number)
+            return self._index.kept(object_id, number, partly=partly)
         except CacheUnavailable as error:
             self._failed(error)
             return None
@@ -203,7 +204,7 @@ class Disk:
     def _keep(self, chunks: Sequence[Verified], attempts: int) -> int:
         generations = {chunk.version.object_id: self._index.generation(chunk.version) for chunk in chunks}
         runs = in_runs(chunks, generations)
-        size = sum(disk_size(len(chunk.view)) for chunk in chunks)
+        size = sum(chunk_size(chunk.version.size, chunk.number) for chunk in chunks)
         answer = self._claim([run for run, _ in runs], size)
         if answer is Answer.STALE and attempts > 1:
             # Making room took the very object that is written; its next file has another name.
@@ -220,8 +221,9 @@ class Disk:
         written: list[Written] = []
         try:
             for run, members in runs:
-                self._files.write(members[0].version, run.generation, run.first, [chunk.view for chunk in members])
-                written += [Written(c.version, run.generation, c.number, c.sums) for c in members]
+                offset = run.first * CHUNK_SIZE + members[0].block * BLOCK_SIZE
+                self._files.write(members[0].version, run.generation, offset, [chunk.view for chunk in members])
+                written += [Written(c.version, run.generation, c.number, c.sums, c.block) for c in members]
         except OSError as error:
             self._index.settle(self._directory.daemon, written)
             self._dig_if_alone()

@@ -18,14 +18,15 @@ from collections.abc import Callable, Sequence
 import trio
 
 from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.flight import Flight, aside
 from lazyfs.cache.memory import Chunk, Key, Memory
 from lazyfs.cache.records import Kept
 from lazyfs.cache.shares import DISK, Shares
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.threads import Workers
 from lazyfs.cache.writer import Writer
-from lazyfs.errors import AccessDenied, Dropped, LazyfsError, NotFound, ObjectChanged
-from lazyfs.objects import CHUNK_SIZE, ObjectVersion
+from lazyfs.errors import LazyfsError
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, ObjectVersion, chunk_range
 from lazyfs.stores.base import Claim, Reads
 
 log = logging.getLogger(__name__)
@@ -33,58 +34,6 @@ log = logging.getLogger(__name__)
 TOLD_TOGETHER = 4
 """Chunks of a flight that are complete before the loop is woken for them, if nobody waits for one: of a cold GiB that
 is read through, ten chunks of a thousand are waited for, and each word took 30 us to say and as long to hear."""
-
-
-class Waiting:
-    """Who waits for one chunk: `count` readers on `event`; `chunk` is set, and pinned for each of them, if it lands."""
-
-    __slots__ = ("chunk", "count", "event")
-
-    def __init__(self) -> None:
-        self.event = trio.Event()
-        self.count = 0
-        self.chunk: Chunk | None = None
-
-
-class Flight:
-    """Chunks [first, stop) of a version; `landed` of them are in memory; once it is `over` no more will be, and
-    `error` says why.
-
-    `sums` are the checksums of the chunks that are complete, in order: a worker thread appends, the loop reads. They
-    land when somebody looks for one of them, when the loop is told, and at the end.
-    """
-
-    __slots__ = (
-        "claim", "error", "first", "landed", "lent_to", "over", "slots", "stop", "sums", "version", "views", "waiting"
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        version: ObjectVersion,
-        span: range,
-        slots: list[int],
-        views: list[memoryview],
-        claim: Claim,
-        lent_to: str,
-    ) -> None:
-        self.version = version
-        self.lent_to = lent_to
-        self.first, self.stop = span.start, span.stop
-        self.slots = slots
-        self.views = views
-        self.claim = claim
-        self.sums: list[bytes] = []
-        self.landed = 0
-        self.over = False
-        self.waiting: dict[int, Waiting] = {}
-        self.error: LazyfsError | None = None
-
-    def error_for(self, version: ObjectVersion) -> LazyfsError | None:
-        """What it came to for somebody who waits for this version; None if that is to be asked for again: it was given
-        up, or another origin was refused, whose key, credentials or time this one does not have."""
-        refused = isinstance(self.error, AccessDenied | NotFound | ObjectChanged)
-        another = refused and self.version.origin != version.origin
-        return None if another or isinstance(self.error, Dropped) else self.error
 
 
 class Flights:
@@ -155,15 +104,37 @@ class Flights:
                 span = span[:1]
         if slots is None:
             return 0
-        self._shares.take(lent_to, len(slots))
         views = [self._memory.slot_view(slot, version.chunk_length(n)) for slot, n in zip(slots, span, strict=True)]
-        flight = Flight(version, span, slots, views, claim, lent_to)
+        self._take_off(Flight(version, span, slots, views, claim, lent_to))
+        return len(span)
+
+    def launch_part(self, version: ObjectVersion, start: int, stop: int) -> Flight | None:
+        """Start one flight for whole blocks, bytes [start, stop), of chunks that have none, and for a reader who waits;
+        None if memory is short, or has other blocks of those chunks that are not written yet."""
+        span = chunk_range(start, stop)
         for number in span:
-            self._by_chunk[version.object_id, number] = flight
-        self.flying[version.origin] += 1
+            self._memory.forget(aside(version, number))
+        if any(self._memory.get(aside(version, number)) for number in span):
+            return None
+        room = self._shares.room(version.origin)
+        slots = self._memory.lend(len(span), urgent=True) if len(span) <= room else None
+        if slots is None:
+            return None
+        ends = [min(stop, (number + 1) * CHUNK_SIZE) for number in span]
+        lengths = [end - max(start, number * CHUNK_SIZE) for number, end in zip(span, ends, strict=True)]
+        views = [self._memory.slot_view(slot, length) for slot, length in zip(slots, lengths, strict=True)]
+        block = (start - span.start * CHUNK_SIZE) // BLOCK_SIZE
+        flight = Flight(version, span, slots, views, Claim(urgent=True), version.origin, block)
+        self._take_off(flight)
+        return flight
+
+    def _take_off(self, flight: Flight) -> None:
+        self._shares.take(flight.lent_to, len(flight.slots))
+        for number in range(flight.first, flight.stop):
+            self._by_chunk[flight.version.object_id, number] = flight
+        self.flying[flight.version.origin] += 1
         self._nursery.start_soon(self._fly_next)
         self._launched.append(flight)
-        return len(span)
 
     def _slot(self, version: ObjectVersion, number: int) -> int | None:
         """Where in memory a chunk is, or will be."""
@@ -252,7 +223,7 @@ class Flights:
                 if flight.waiting or self.short or len(flight.sums) - flight.landed >= TOLD_TOGETHER:
                     self._token.run_sync_soon(self._land, flight)
 
-        start = (flight.first + begin) * CHUNK_SIZE
+        start = (flight.first + begin) * CHUNK_SIZE + (0 if begin else flight.block * BLOCK_SIZE)
         await self._store.read(flight.version, start, views, arrived, flight.claim)
         self._land(flight)
 
@@ -261,15 +232,20 @@ class Flights:
         while flight.landed < len(flight.sums) and not flight.over:
             place = flight.landed
             number = flight.first + place
-            key = (flight.version.object_id, number)
-            del self._by_chunk[key]
+            key = aside(flight.version, number) if flight.part else (flight.version.object_id, number)
+            if not flight.part:
+                del self._by_chunk[key]
             chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
             self._shares.give(flight.lent_to)
             flight.landed += 1
             if fresh:
+                block = 0 if place else flight.block
                 self.misses += 1
-                self._writer.put(Verified(flight.version, number, chunk.view, flight.sums[place]), chunk)
-            self._wake(flight, number, chunk)
+                self._writer.put(Verified(flight.version, number, chunk.view, flight.sums[place], block), chunk)
+            if flight.part:
+                self._memory.pin(chunk)
+            else:
+                self._wake(flight, number, chunk)
 
     def _wake(self, flight: Flight, number: int, chunk: Chunk | None) -> None:
         waiting = flight.waiting.pop(number, None)
@@ -287,6 +263,8 @@ class Flights:
         self._land(flight)
         # The word that a chunk is complete may still be queued; its slot is somebody else's from here on.
         flight.over = True
+        if flight.part:
+            self._end_part(flight)
         for place in range(flight.landed, len(flight.slots)):
             number = flight.first + place
             self._by_chunk.pop((flight.version.object_id, number), None)
@@ -295,20 +273,36 @@ class Flights:
             self._wake(flight, number, None)
         self._made_room()
 
-    async def found_wrong(self, version: ObjectVersion, number: int, kept: Kept) -> None:
-        """Bytes on disk did not match. If the index still stands by them, and they do not match when they are read
-        again, they are damaged: forget them. Else they were evicted as we read, and perhaps kept again, which is
-        nothing to report."""
-        if (version.object_id, number) in self._discarding or self._disk.kept(version.object_id, number) != kept:
+    def _end_part(self, flight: Flight) -> None:
+        """Give what landed to who waits for all of it, and let go of it: nobody reads it again from memory."""
+        landed = range(flight.first, flight.first + flight.landed)
+        chunks = [self._memory.get(aside(flight.version, number)) for number in landed]
+        if flight.landed == len(flight.slots):
+            flight.came = b"".join(chunk.view for chunk in chunks if chunk)
+        for number, chunk in zip(landed, chunks, strict=True):
+            if chunk is not None:
+                self._memory.use(aside(flight.version, number), chunk, to_end=True)
+                self._memory.unpin(chunk)
+            self._by_chunk.pop((flight.version.object_id, number), None)
+            self._wake(flight, number, None)
+        flight.done.set()
+
+    async def found_wrong(
+        self, version: ObjectVersion, number: int, kept: Kept, start: int = 0, stop: int = CHUNK_SIZE
+    ) -> None:
+        """Bytes [start, stop) of a chunk on disk did not match. If the index still stands by them, and they do not
+        match when they are read again, they are damaged: forget the chunk. Else they were evicted as we read, and
+        perhaps kept again, which is nothing to report."""
+        key, stop = (version.object_id, number), min(stop, version.chunk_length(number))
+        if key in self._discarding or self._disk.kept(*key, partly=True) != kept:
             return
-        self._discarding.add((version.object_id, number))
+        self._discarding.add(key)
         try:
-            length = version.chunk_length(number)
-            again = await self._workers.read(self._disk.read_part, version, number, kept, 0, length)
-            if again is not None or self._disk.kept(version.object_id, number) != kept:
+            again = await self._workers.read(self._disk.read_part, version, number, kept, start, stop)
+            if again is not None or self._disk.kept(*key, partly=True) != kept:
                 return
             self.corrupt += 1
             log.error("cached bytes of %r, chunk %d, are damaged and will be fetched again", version.key, number)
             await self._writer.step(self._disk.discard, version, number)
         finally:
-            self._discarding.discard((version.object_id, number))
+            self._discarding.discard(key)

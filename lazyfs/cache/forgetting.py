@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from lazyfs.cache.disk import Disk
+from lazyfs.cache.flight import aside
 from lazyfs.cache.flights import Flights
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.writer import Writer
@@ -30,6 +31,7 @@ async def forget(
     than the wish. A disk that fails is asked again for a while, for what stays there would be taken for fetched
     again."""
     keys = [(version.object_id, number) for number in range(version.chunk_count)]
+    keys += [aside(version, number) for number in range(version.chunk_count)]
     pauses = [0.1 * 2**number for number in range(FORGET_AGAIN)]
 
     def on_disk() -> bool:

@@ -43,6 +43,7 @@ from lazyfs.cache.records import (
     Kept,
     Run,
     Written,
+    is_part,
     number_of,
     object_record,
     segment_key,
@@ -50,7 +51,7 @@ from lazyfs.cache.records import (
 )
 from lazyfs.cache.tables import Tables
 from lazyfs.errors import CacheUnavailable
-from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
+from lazyfs.objects import SEGMENT_CHUNKS, ObjectVersion
 
 FORMAT = b"lazyfs-index-1"
 VERDICTS_BESIDE = 1024
@@ -148,8 +149,9 @@ class Index:
 
     # ---- reading, inline in the loop: about 3 us each
 
-    def kept(self, object_id: bytes, number: int) -> Kept | None:
-        """The chunk's checksums if it is on disk; None if not, or if its record is damaged."""
+    def kept(self, object_id: bytes, number: int, *, partly: bool = False) -> Kept | None:
+        """The chunk's checksums if it is on disk, or, `partly`, some blocks of it; None if not, or if its record is
+        damaged."""
         key = segment_key(object_id, number // SEGMENT_CHUNKS)
         with self._lock, _BORDER, self._env.begin(db=self._segments, buffers=True) as txn:
             value = txn.get(key)
@@ -157,10 +159,12 @@ class Index:
                 return None
             generation, _, bits = HEAD.unpack_from(value)
             place = number % SEGMENT_CHUNKS
-            if not bits >> place & 1:
+            here = bits >> place & 1
+            if not here and not partly:
                 return None
             start = HEAD.size + place * CHUNK_SUMS
-            return Kept(generation, bytes(value[start : start + CHUNK_SUMS]))
+            sums = bytes(value[start : start + CHUNK_SUMS])
+            return Kept(generation, sums) if here or is_part(sums) else None
 
     def present(self, object_id: bytes, segment: int) -> int:
         """The presence bits of a segment, chunk 0 of it lowest; 0 if there is no sound record."""
@@ -208,13 +212,6 @@ class Index:
         """By daemon, dead or alive, what it is writing."""
         with self._lock, _BORDER, self._env.begin() as txn:
             return Ledger(txn, self._tables).claims()
-
-    def entries(self) -> dict[tuple[bytes, int], int]:
-        """Every (object_id, generation) the index knows, with the disk bytes of its chunks if all of these are of full
-        size; not for the hot path."""
-        with self._lock, _BORDER, self._env.begin(db=self._objects) as txn:
-            heads = [(bytes(key), OBJECT.unpack_from(value)) for key, value in txn.cursor()]
-        return {(object_id, generation): present * CHUNK_SIZE for object_id, (generation, _, present) in heads}
 
     # ---- writing, in the writer's thread
 

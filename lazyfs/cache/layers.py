@@ -30,12 +30,12 @@ class LayeredDisk(Disk):
         self._lower = lower
         self.lower = str(lower.path)
 
-    def kept(self, object_id: bytes, number: int) -> Kept | None:
+    def kept(self, object_id: bytes, number: int, *, partly: bool = False) -> Kept | None:
         """See `Disk.kept`."""
         found = super().kept(object_id, number)
         if found is None and (below := self._lower.kept(object_id, number)) is not None:
             return Kept(below.generation + LOWER, below.sums)
-        return found
+        return super().kept(object_id, number, partly=True) if found is None and partly else found
 
     def present(self, object_id: bytes, segment: int) -> int:
         """See `Disk.present`."""
@@ -129,7 +129,7 @@ class LayeredDisk(Disk):
 
     def discard(self, version: ObjectVersion, number: int) -> None:
         """See `Disk.discard`."""
-        if super().kept(version.object_id, number) is None:
+        if super().kept(version.object_id, number, partly=True) is None:
             self._lower.discard(version.object_id, number)
         else:
             super().discard(version, number)

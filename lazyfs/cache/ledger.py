@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 
 from lazyfs.cache.pins import PinSet, apart, is_apart, load
 from lazyfs.cache.records import (
+    ABSENT,
     CHUNK_SUMS,
     HEAD,
     OBJECT,
@@ -25,8 +26,10 @@ from lazyfs.cache.records import (
     Written,
     chunk_size,
     chunks_of,
+    is_part,
     names_of,
     number_of,
+    parts_in,
     run_key,
     run_of,
     runs_in,
@@ -36,7 +39,7 @@ from lazyfs.cache.records import (
 )
 from lazyfs.cache.sums import seal
 from lazyfs.cache.tables import LRU_KEY_SIZE, Tables, Transaction
-from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS
 
 USED = b"used"
 
@@ -96,19 +99,19 @@ class Ledger:
         """End the daemon's claim: what was written is present, and the rest of what was claimed becomes graves.
 
         A chunk whose object file has another generation by now is not counted; nor is one that is present already.
-        Returns how many were counted.
+        One that is here in part takes the room of a whole one, from its first block on. Returns how many were counted.
         """
         value = self._txn.pop(_name(daemon), db=self._at.claims)
         if value is None:
             return 0
-        counted = {(c.version.object_id, c.number): c.version.size for c in written if self._add(c, now)}
-        kept = sum(chunk_size(size, number) for (_, number), size in counted.items())
-        self._change_used(kept - number_of(value))
+        added = [((c.version.object_id, c.number), size) for c in written if (size := self._add(c, now)) is not None]
+        taken = {key for key, _ in added}
+        self._change_used(sum(size for _, size in added) - number_of(value))
         claimed = [run for runs in self.claims().values() for run in runs]
         for run in runs_in(value[8:]):
-            if any((run.object_id, number) not in counted for number in range(run.first, run.stop)):
+            if any((run.object_id, number) not in taken for number in range(run.first, run.stop)):
                 self._bury_missing(run, [other for other in claimed if other.object_id == run.object_id])
-        return len(counted)
+        return len(added)
 
     def _bury_missing(self, run: Run, others: list[Run]) -> None:
         """Graves for the chunks of an ended claim that are not present, and that nobody else is writing: there may be
@@ -119,22 +122,26 @@ class Ledger:
                 self._put_grave(Run(run.object_id, run.generation, 0, WHOLE_FILE), 0)
             return
         _, size, present = OBJECT.unpack_from(found)
-        if present == 0 and not others:
+        if present == 0 and not others and not self._has_parts(run.object_id):
             self._bury_object(run.object_id, found)
             return
         for number in range(run.first, min(run.stop, chunks_of(size))):
             missing = Run(run.object_id, run.generation, number, number + 1)
-            if not self._is_present(run.object_id, number) and not any(missing.overlaps(other) for other in others):
+            if not self._takes_room(run.object_id, number) and not any(missing.overlaps(other) for other in others):
                 bytes_ = chunk_size(size, number)
                 self._change_used(bytes_)
                 self._put_grave(missing, bytes_)
 
-    def _is_present(self, object_id: bytes, number: int) -> bool:
+    def _takes_room(self, object_id: bytes, number: int) -> bool:
+        """Whether the chunk is present, or here in part."""
         key = segment_key(object_id, number // SEGMENT_CHUNKS)
         value = self._txn.get(key, db=self._at.segments)
-        return (
-            value is not None and sound(key, value) and bool(HEAD.unpack_from(value)[2] >> number % SEGMENT_CHUNKS & 1)
-        )
+        return value is not None and sound(key, value) and bool(_taken(value) >> number % SEGMENT_CHUNKS & 1)
+
+    def _has_parts(self, object_id: bytes, but: bytes = b"") -> bool:
+        """Whether chunks of the object are here in part, in segments other than `but`."""
+        values = (self._txn.get(key, db=self._at.segments) for key in self._segments_of(object_id) if key != but)
+        return any(value is not None and len(value) >= HEAD.size and parts_in(value) for value in values)
 
     def claims(self) -> dict[int, list[Run]]:
         """What every daemon is writing."""
@@ -146,11 +153,12 @@ class Ledger:
         with self._txn.cursor(self._at.graves) as cursor:
             return [run_of(bytes(key)) for key, _ in cursor]
 
-    def _add(self, chunk: Written, now: int) -> bool:
+    def _add(self, chunk: Written, now: int) -> int | None:
+        """Count the chunk, or blocks of one; the bytes of disk that are taken so, None if it is not counted."""
         object_id = chunk.version.object_id
         found = self._txn.get(object_id, db=self._at.objects)
         if found is None or OBJECT.unpack_from(found)[0] != chunk.generation:
-            return False
+            return None
         segment, place = divmod(chunk.number, SEGMENT_CHUNKS)
         key = segment_key(object_id, segment)
         value = self._txn.get(key, db=self._at.segments)
@@ -162,11 +170,19 @@ class Ledger:
             else:
                 bits = 0
         if bits >> place & 1:
-            return False
-        sums[place * CHUNK_SUMS : place * CHUNK_SUMS + len(chunk.sums)] = chunk.sums
-        self._put_segment(key, chunk.generation, (last_use, now), bits | 1 << place, bytes(sums))
-        self._put_present(object_id, found, +1)
-        return True
+            return None
+        begin, length = place * CHUNK_SUMS, -(-chunk.version.chunk_length(chunk.number) // BLOCK_SIZE) * 8
+        mine = sums[begin : begin + length]
+        partly = is_part(mine)
+        if not partly:
+            mine[:] = ABSENT * (length // 8)
+        mine[chunk.block * 8 : chunk.block * 8 + len(chunk.sums)] = chunk.sums
+        whole = not is_part(mine)
+        sums[begin : begin + CHUNK_SUMS] = mine.ljust(CHUNK_SUMS, b"\0")
+        self._put_segment(key, chunk.generation, (last_use, now), bits | whole << place, bytes(sums))
+        if whole:
+            self._put_present(object_id, found, +1)
+        return 0 if partly else chunk_size(chunk.version.size, chunk.number)
 
     # ---- uses
 
@@ -226,7 +242,8 @@ class Ledger:
         return self._bury_object(object_id, found)
 
     def discard(self, object_id: bytes, number: int) -> int:
-        """Forget one chunk whose bytes on disk turned out wrong, unless somebody writes it just now; the bytes."""
+        """Forget one chunk, or what is here of it, whose bytes on disk turned out wrong, unless somebody writes it just
+        now; the bytes."""
         segment, place = divmod(number, SEGMENT_CHUNKS)
         key = segment_key(object_id, segment)
         found = self._txn.get(object_id, db=self._at.objects)
@@ -235,10 +252,13 @@ class Ledger:
             return 0
         generation, last_use, bits = HEAD.unpack_from(value)
         run = Run(object_id, generation, number, number + 1)
-        if not bits >> place & 1 or any(run.overlaps(other) for runs in self.claims().values() for other in runs):
+        taken = _taken(value) >> place & 1
+        if not taken or any(run.overlaps(other) for runs in self.claims().values() for other in runs):
             return 0
-        self._put_segment(key, generation, (last_use, last_use), bits & ~(1 << place), value[HEAD.size : -8])
-        self._put_present(object_id, found, -1)
+        sums, begin = bytearray(value[HEAD.size : -8]), place * CHUNK_SUMS
+        sums[begin : begin + CHUNK_SUMS] = bytes(CHUNK_SUMS)
+        self._put_segment(key, generation, (last_use, last_use), bits & ~(1 << place), bytes(sums))
+        self._put_present(object_id, found, -(bits >> place & 1))
         size = OBJECT.unpack_from(found)[1]
         return self._put_grave(run, segment_size(size, segment, 1 << place))
 
@@ -263,12 +283,12 @@ class Ledger:
         run = Run(object_id, generation, segment * SEGMENT_CHUNKS, (segment + 1) * SEGMENT_CHUNKS)
         if any(run.overlaps(other) for other in mine):
             return None
-        bits = HEAD.unpack_from(value)[2]
-        if present <= bits.bit_count() and not mine:
+        bits, taken = HEAD.unpack_from(value)[2], _taken(value)
+        if present <= bits.bit_count() and not mine and not self._has_parts(object_id, but=key):
             return self._bury_object(object_id, found)
         self._txn.delete(key, db=self._at.segments)
         self._put_present(object_id, found, -bits.bit_count())
-        return self._put_grave(run, segment_size(size, segment, bits))
+        return self._put_grave(run, segment_size(size, segment, taken))
 
     def _bury_object(self, object_id: bytes, found: bytes | memoryview) -> int:
         """Forget the object, its segments and their uses; one grave for the whole file."""
@@ -282,7 +302,7 @@ class Ledger:
                 _, last_use, bits = HEAD.unpack_from(value)
                 self._forget_use(last_use, key)
                 # Only the last chunk takes less than the others, if it is here.
-                freed += segment_size(size, segment, bits) - bits.bit_count() * CHUNK_SIZE
+                freed += segment_size(size, segment, _taken(value)) - bits.bit_count() * CHUNK_SIZE
         self._txn.delete(object_id, db=self._at.objects)
         return self._put_grave(Run(object_id, generation, 0, WHOLE_FILE), freed)
 
@@ -329,6 +349,11 @@ class Ledger:
 
     def _change_used(self, change: int) -> None:
         self._txn.put(USED, max(0, self._used() + change).to_bytes(8, "little"), db=self._at.meta)
+
+
+def _taken(record: bytes | memoryview) -> int:
+    """The bits of the chunks of a segment that take room: those that are present, and those that are here in part."""
+    return int(HEAD.unpack_from(record)[2]) | parts_in(record)
 
 
 def _name(daemon: int) -> bytes:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from lazyfs.objects import CHUNK_SIZE, MIB
 
 Key = tuple[bytes, int]
-"""(object_id, chunk number)."""
+"""(object_id, chunk number), or a negative number for what is no whole chunk."""
 
 
 MOST_READ_CHUNKS = 16
@@ -123,7 +123,8 @@ class Memory:
 
     def numbers(self, object_id: bytes) -> list[int]:
         """The chunks of an object that are here, in no order. Looks at all that is here."""
-        return [number for chunks in (self._unread, self._read) for one, number in chunks if one == object_id]
+        here = (key for chunks in (self._unread, self._read) for key in chunks)
+        return [number for one, number in here if one == object_id and number >= 0]
 
     def use(self, key: Key, chunk: Chunk, *, to_end: bool) -> None:
         """A reader took bytes of it, up to its last one when `to_end`: from then on it goes before unread ones."""

@@ -120,11 +120,10 @@ class ObjectFiles:
         descriptor = self._descriptor(object_id, generation, 0)
         return _transfer(os.preadv, descriptor, rest, offset) == sum(len(view) for view in rest)
 
-    def write(self, version: ObjectVersion, generation: int, first: int, chunks: Sequence[memoryview]) -> None:
-        """Write adjacent chunks from chunk `first` on, making the sparse file if it is not there. Not synced."""
+    def write(self, version: ObjectVersion, generation: int, offset: int, chunks: Sequence[memoryview]) -> None:
+        """Write these bytes from `offset` on, making the sparse file if it is not there. Not synced."""
         name = _name(version.object_id, generation)
         whole = _aligned(chunks) if self._direct else 0
-        offset = first * CHUNK_SIZE
         if whole:
             try:
                 offset += _transfer(os.pwritev, self._writable(name, version.size, os.O_DIRECT), chunks[:whole], offset)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
-from lazyfs.cache.records import Kept
+from lazyfs.cache.records import ABSENT, Kept
 from lazyfs.cache.sums import block_sums
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, ObjectVersion
 
@@ -18,11 +18,7 @@ def read(
     files: ObjectFiles, version: ObjectVersion, first: int, kept: Sequence[Kept], into: Sequence[memoryview]
 ) -> list[bool]:
     """Read adjacent chunks of one file, from `first` on, into their buffers, and verify each; says which are right."""
-    try:
-        whole = files.read(version.object_id, kept[0].generation, first * CHUNK_SIZE, into)
-    except OSError as error:
-        log.debug("object file: %s", error)
-        return [False] * len(kept)
+    whole = filled(files, version.object_id, kept[0].generation, first * CHUNK_SIZE, into)
     return [whole and block_sums(view) == one.sums[: _sums_length(view)] for view, one in zip(into, kept, strict=True)]
 
 
@@ -33,16 +29,36 @@ def read_part(
     low = start - start % BLOCK_SIZE
     high = min(version.chunk_length(number), -(-stop // BLOCK_SIZE) * BLOCK_SIZE)
     view = scratch.view(high - low)
-    try:
-        if not files.read(version.object_id, kept.generation, number * CHUNK_SIZE + low, [view]):
-            return None
-    except OSError as error:
-        log.debug("object file: %s", error)
+    if not filled(files, version.object_id, kept.generation, number * CHUNK_SIZE + low, [view]):
         return None
     at = low // BLOCK_SIZE * 8
     if block_sums(view) != kept.sums[at : at + _sums_length(view)]:
         return None
     return bytes(view[start - low : stop - low])
+
+
+def blocks_right(
+    files: ObjectFiles, object_id: bytes, size: int, number: int, kept: Kept, buffer: memoryview
+) -> bool:
+    """Whether those blocks of a chunk that are here have the checksums that are kept of them; of an object of `size`
+    bytes. `buffer` has room for a block."""
+    for at in range(-(-min(CHUNK_SIZE, size - number * CHUNK_SIZE) // BLOCK_SIZE)):
+        offset, wanted = number * CHUNK_SIZE + at * BLOCK_SIZE, kept.sums[at * 8 : at * 8 + 8]
+        view = buffer[: min(BLOCK_SIZE, size - offset)]
+        if wanted != ABSENT and not (
+            filled(files, object_id, kept.generation, offset, [view]) and block_sums(view) == wanted
+        ):
+            return False
+    return True
+
+
+def filled(files: ObjectFiles, object_id: bytes, generation: int, offset: int, into: Sequence[memoryview]) -> bool:
+    """Fill the buffers from `offset` on; False if the file does not have these bytes, or fails."""
+    try:
+        return files.read(object_id, generation, offset, into)
+    except OSError as error:
+        log.debug("object file: %s", error)
+        return False
 
 
 def _sums_length(view: memoryview) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lazyfs.cache.sums import seal
-from lazyfs.objects import BLOCKS_PER_CHUNK, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
+from lazyfs.objects import BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
 
 HEAD = struct.Struct("<IQQ")
 """Of a segment: generation, last use, presence bits; the checksums and the seal follow."""
@@ -15,6 +15,11 @@ OBJECT = struct.Struct("<IQI")
 
 SUMS_SIZE = SEGMENT_CHUNKS * BLOCKS_PER_CHUNK * 8
 CHUNK_SUMS = BLOCKS_PER_CHUNK * 8
+ABSENT = b"\xff" * 8
+"""Instead of the checksum of a block that is not here, of a chunk that is here in part: it is not present, but takes
+the room of a whole one. A chunk of which nothing is here has none of these among its checksums. A real checksum may be
+the same once in 2^64, and its block then is fetched again."""
+
 WHOLE_FILE = 0xFFFFFFFF
 RUN_SIZE = 16 + 3 * 4
 
@@ -27,10 +32,20 @@ MIXED = 2 * LOWER
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A chunk that is on disk: the generation of its object file, and its block checksums, 8 bytes each."""
+    """A chunk that is on disk, or some blocks of one: the generation of its object file, and its block checksums, 8
+    bytes each."""
 
     generation: int
     sums: bytes
+
+    def lacks(self, start: int, stop: int) -> range:
+        """The blocks from the first to the last one that is not here, of those in which bytes [start, stop) lie."""
+        low, high = start // BLOCK_SIZE, -(-stop // BLOCK_SIZE)
+        while low < high and self.sums[low * 8 : low * 8 + 8] != ABSENT:
+            low += 1
+        while low < high and self.sums[high * 8 - 8 : high * 8] != ABSENT:
+            high -= 1
+        return range(low, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +70,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A chunk whose bytes are in its object file, to be counted as present."""
+    """A chunk whose bytes are in its object file, to be counted as present; or the blocks of one from `block` on."""
 
     version: ObjectVersion
     generation: int
     number: int
     sums: bytes
+    block: int = 0
 
 
 def object_record(generation: int, version: ObjectVersion) -> bytes:
@@ -91,8 +107,25 @@ def chunk_size(size: int, number: int) -> int:
     return disk_size(min(CHUNK_SIZE, size - number * CHUNK_SIZE))
 
 
+def is_part(sums: bytes | bytearray) -> bool:
+    """Whether these checksums, of a chunk that is not present, are of one that is here in part."""
+    at = sums.find(ABSENT)
+    while at % 8 and at >= 0:
+        at = sums.find(ABSENT, at + 1)
+    return at >= 0
+
+
+def parts_in(record: bytes | memoryview) -> int:
+    """Of a segment, the bits of the chunks that are here in part."""
+    bits, sums = HEAD.unpack_from(record)[2], bytes(record[HEAD.size : -8])
+    if ABSENT not in sums:
+        return 0
+    parts = (place for place in range(SEGMENT_CHUNKS) if is_part(sums[place * CHUNK_SUMS : (place + 1) * CHUNK_SUMS]))
+    return sum(1 << place for place in parts if not bits >> place & 1)
+
+
 def segment_size(size: int, segment: int, bits: int) -> int:
-    """Disk bytes of the present chunks of a segment of an object of `size` bytes."""
+    """Disk bytes of these chunks of a segment of an object of `size` bytes."""
     last, place = divmod(-(-size // CHUNK_SIZE) - 1, SEGMENT_CHUNKS)
     total = bits.bit_count() * CHUNK_SIZE
     if segment == last and bits >> place & 1:

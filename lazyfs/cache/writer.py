@@ -73,7 +73,7 @@ class Writer:
 
     def put(self, verified: Verified, chunk: Chunk) -> None:
         """Write this chunk soon, or not at all if too many wait already."""
-        if self.on_fresh is not None:
+        if self.on_fresh is not None and verified.whole:
             self.on_fresh(verified)
         if len(self._queue) >= self._limit:
             self.unkept += 1

@@ -40,7 +40,7 @@ class OpenFile:
     """An inode with at least one open handle; reads the bytes of exactly the version that the inode stands for."""
 
     __slots__ = (
-        "_began", "_beyond", "_cache", "_count", "_follows", "_last", "_opened", "_read_bytes", "_streams",
+        "_alone", "_began", "_beyond", "_cache", "_count", "_follows", "_last", "_opened", "_read_bytes", "_streams",
         "file", "handles",
     )  # fmt: skip
 
@@ -64,6 +64,8 @@ class OpenFile:
         self._cache = cache
         self._streams = Streams(file.version.size, budget)
         self._opened = opened
+        # Where reads that wait begin, of which nothing beside their bytes is wanted.
+        self._alone: set[int] = set()
         # Bytes of the shards after this one that were set on their way, and whether there may be more of them.
         self._beyond, self._follows = 0, True
 
@@ -87,20 +89,31 @@ class OpenFile:
         plan = self._streams.observe(offset, stop)
         for start, end in plan.dropped:
             self._cache.drop(version, start, end)
-        if not (plan.touch and stop - offset <= SMALL_READ):
+        if plan.alone:
+            plan.reached(0, plan.ranges[0][0])
+            self._alone.add(offset)
+        elif not (plan.touch and stop - offset <= SMALL_READ):
             self._start(plan, offset, stop)
         if self._follows and 8 * stop >= version.size:
             beyond = self._streams.beyond
             if beyond > self._beyond:
                 self._go_beyond(beyond)
         found = self._cache.now(version, offset, stop)
-        if found is not None:
+        if found is None:
+            self._streams.waiting += 1
+        else:
+            self._alone.discard(offset)
             self._served(found)
         return found
 
     async def wait(self, offset: int, size: int) -> memoryview | bytes:
         """The bytes that `now` could not give."""
-        found = await self._cache.wait(self.file.version, offset, min(offset + size, self.file.version.size))
+        version, alone = self.file.version, offset in self._alone
+        try:
+            found = await self._cache.wait(version, offset, min(offset + size, version.size), alone=alone)
+        finally:
+            self._streams.waiting -= 1
+            self._alone.discard(offset)
         self._served(found)
         return found
 

@@ -24,6 +24,8 @@ class Plan:
     stride: Stride | None = None
     size: int = 0
     others: int = 0
+    alone: bool = False
+    """A touch of a file in which nothing came of many, so that nothing beside its bytes is wanted."""
 
     @property
     def touch(self) -> bool:

@@ -16,20 +16,21 @@ from collections import OrderedDict
 from itertools import islice
 
 from lazyfs.objects import CHUNK_SIZE, align_down, align_up
+from lazyfs.reading.beyond import beyond
 from lazyfs.reading.plans import NOTHING, Plan
 from lazyfs.reading.runs import Range, Run, Stride
 from lazyfs.reading.strides import Strides
 from lazyfs.reading.table import Table
 from lazyfs.reading.tensors import Tensors
 from lazyfs.reading.windows import (
+    ALONE,
+    AT_ONCE,
     EARLIEST,
     FILE_BEGIN,
     FIRST_SLACK,
-    GROWTH,
     LARGEST_WINDOW,
     REMEMBERED,
     SLACK,
-    STEP,
     Budget,
 )
 
@@ -58,13 +59,15 @@ class Streams:
         self._budget = budget
         self._reads = 0
         self._births = 0
-        # The beginning at which something last became of one.
-        self._fruitful = 0
+        # The beginning at which something last became of one; and that at which it was no chance.
+        self._fruitful = self._proved = 0
         self._table = Table(budget)
         self._strides = Strides()
         self.tensors = Tensors(size)
         """What is known of the inside; who has read a MiB of a tensor from its beginning on, or faults at its end, is
         taken to read all of it."""
+        self.waiting = 0
+        """Reads that are not answered yet."""
         # Young runs by where they end, and by where they begin.
         self._young: OrderedDict[int, Run] = OrderedDict()
         self._young_low: dict[int, Run] = {}
@@ -100,19 +103,8 @@ class Streams:
 
     @property
     def beyond(self) -> int:
-        """Bytes that the latest run would have ahead after the end of the file, if the file went on there: in whole
-        steps, and 0 unless the run goes through the whole file and is planned to its end. Of the first file that is
-        read so, not before a quarter of it, and in proportion to what was read: it may be the only one. Four shards of
-        112 MiB were loaded in 0.73 s so, and in 0.78 where it was not before the middle (medians of 16). A tensor that
-        is being copied comes first: over TLS its bytes took 0.37 s beside those of other shards, and 0.31 without."""
-        run, first = self._table.front, not self._budget.first_window
-        read = run.high - run.hole
-        if run.step <= 0 or run.low >= FILE_BEGIN or run.frontier < self._size or run.high < run.promised:
-            return 0
-        if read * (4 if first else 8) < self._size:
-            return 0
-        ahead = run.high + run.window - self._size
-        return align_down(max(0, min(ahead, GROWTH * read) if first else ahead), STEP)
+        """Bytes that the latest run would have ahead after the end of the file; see `beyond.py`."""
+        return beyond(self._table.front, self._size, self._budget)
 
     @property
     def finished(self) -> bool:
@@ -228,17 +220,20 @@ class Streams:
         else:
             run.downs += 1
             last = min(last, align_down(run.low))
-        quick = self._births - run.birth <= YOUNG and self._births - self._fruitful <= YOUNG * 3 // 2
-        needed = 1 if quick else 3
+        age = self._births - run.birth
+        quick = age <= YOUNG and self._births - self._fruitful <= YOUNG * 3 // 2
+        at_once = age <= AT_ONCE + self.waiting
+        needed = 1 if quick and (at_once or not self._scattered) else 3
         step = 1 if run.ups >= needed else -1 if run.downs > needed else 0
         if step and max(stop, run.high) - min(start, run.low) >= EARLIEST:
             if step < 0:
                 run.frontier = max(last, align_down(run.low))
+            self._proved = self._births if at_once else self._proved
             self._establish(run, step)
             return self._go_on(run, start, stop)
         run.low, run.high, run.frontier = min(run.low, start), max(run.high, stop), max(run.frontier, last)
         self._remember(run)
-        return Plan(((first, last),), (), run) if first < last else NOTHING
+        return Plan(((first, last),), (), run, alone=self._is_alone(start, stop)) if first < last else NOTHING
 
     def _remember(self, run: Run) -> None:
         self._young[run.high] = run
@@ -284,7 +279,15 @@ class Streams:
             low = self.tensors.begin(ending)
             if low is not None:
                 return self._from_its_beginning(ending, low, need, given_up)
-        return Plan((need,), given_up, run)
+        return Plan((need,), given_up, run, alone=self._is_alone(start, stop))
+
+    @property
+    def _scattered(self) -> bool:
+        """Whether nothing came of so many beginnings that were answered that the next is one of those."""
+        return self._births - self._proved - self.waiting >= ALONE
+
+    def _is_alone(self, start: int, stop: int) -> bool:
+        return self._scattered and align_down(start) + CHUNK_SIZE < stop
 
     def _is_promised(self, end: int) -> bool:
         """Whether a run goes through the tensor that ends there, or is expected to."""
@@ -316,6 +319,7 @@ class Streams:
             self._forget_young(each)
         run.low = min(each.low for each in chain)
         run.high = start if step > 0 else max(each.high for each in chain)
+        self._proved = self._births
         self._establish(run, step)
         run.expect = 0
         run.frontier = align_down(chain[-2].low) if step < 0 else max(align_down(start), chain[-2].frontier)
@@ -327,12 +331,12 @@ class Streams:
         pushed = self._strides.add(stride, self._births)
         if pushed is not None:
             dropped += tuple(self._abandon(pushed))
-        self._fruitful = self._births
+        self._fruitful = self._proved = self._births
         return self._step(stride, start, stop, planned=False, dropped=dropped)
 
     def _element(self, stride: Stride, number: int, start: int, stop: int) -> Plan:
         """A read begins element `number` after the current one of a walk."""
-        self._fruitful = self._births
+        self._fruitful = self._proved = self._births
         planned = stride.covers(number, self._need(start, stop))
         self._strides.go_on(stride, start, number, self._births)
         return self._step(stride, start, stop, planned=planned, dropped=())

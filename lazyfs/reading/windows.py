@@ -13,6 +13,14 @@ GROWTH = 4
 was worth, and with each answer five times as much is under way. Two reads of 1 MiB have 8 MiB ahead, as many GETs of
 1 MiB side by side; two of 128 KiB have nothing (EARLIEST)."""
 
+ALONE = 4
+"""Beginnings that were answered and of which nothing came, after which a touch that lies in two chunks is taken to be
+one more of those. Who walks goes on at once; 32 that begin side by side do so before the first of them is answered."""
+
+AT_ONCE = 2
+"""Beginnings after which who walks has gone on, and one for each reader beside him that waits. Among more the kernel
+makes neighbours by chance: what it reads around a touch begins where what it read around another one ends."""
+
 PAST_HEADER = 2 * MIB
 BEGIN_WINDOW = 32 * MIB
 """A run of so many bytes from the first one of its file on is past most headers, and has so much ahead at least. That

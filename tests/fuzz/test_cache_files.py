@@ -29,6 +29,7 @@ from lazyfs.cache.records import (
     sound,
 )
 from lazyfs.cache.sums import seal
+from lazyfs.cache.sweep import entries
 from lazyfs.errors import CacheUnavailable, LazyfsError, SetupError
 from lazyfs.objects import MIB, ObjectVersion
 from tests.fuzz.examples import FULL, TIMES, examples, outcome
@@ -112,7 +113,7 @@ def test_noise_in_every_table(tmp_path: Path, puts: list[tuple[str, bytes, bytes
     assert outcome(index.listing, b"l" * 16) == b"listing" or "listings" in damaged
     steps: list[Callable[[], object]] = [
         lambda: index.present(VERSION.object_id, 0), lambda: index.present_chunks(VERSION.object_id), index.used,
-        lambda: list(index.entries()), index.claims, index.graves, lambda: index.touch({(VERSION.object_id, 0)}),
+        lambda: list(entries(index)), index.claims, index.graves, lambda: index.touch({(VERSION.object_id, 0)}),
         lambda: index.generation(VERSION), lambda: index.claim(2, [], MIB, 1 << 40), lambda: index.settle(2, []),
         lambda: index.discard(VERSION.object_id, 1), lambda: index.bury(2 * MIB),
         lambda: index.bury_object(VERSION.object_id),

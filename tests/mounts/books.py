@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lmdb
 
-from lazyfs.cache.records import HEAD, OBJECT, WHOLE_FILE, Run, run_of, runs_in, segment_size
+from lazyfs.cache.records import HEAD, OBJECT, WHOLE_FILE, Run, parts_in, run_of, runs_in, segment_size
 
 FILE_SLACK = 64 * 1024
 """What an object file may take beyond its chunks: ext4 keeps a list of extents, a page for each 340."""
@@ -53,7 +53,7 @@ def books(cache: Path) -> Books:
     for key, value in rows[b"segments"]:
         generation, _, bits = HEAD.unpack_from(value)
         object_id, segment = key[:-4], int.from_bytes(key[-4:], "big")
-        files[object_id, generation] += segment_size(objects[object_id][1], segment, bits)
+        files[object_id, generation] += segment_size(objects[object_id][1], segment, bits | parts_in(value))
         present[object_id, generation] |= {segment * 64 + place for place in range(64) if bits >> place & 1}
     for key, (generation, _, count) in objects.items():
         assert len(present[key, generation]) == count

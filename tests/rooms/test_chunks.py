@@ -13,7 +13,7 @@ import trio.testing
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
-from lazyfs.cache.flights import Waiting
+from lazyfs.cache.flight import Waiting
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable, Dropped, ObjectChanged, StoreError, Unreachable

@@ -11,6 +11,7 @@ from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.records import Run, Written
 from lazyfs.cache.sums import block_sums
+from lazyfs.cache.sweep import entries
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import CHUNK_SIZE, MIB
 from tests.rooms.building import (
@@ -261,8 +262,8 @@ def test_a_kill_between_two_steps_leaves_nothing(
     for key, data in (("old", old), ("new", new)):
         for number in range(4):
             assert chunk_on(disk, version_of(key, data), number) in (None, data[number * MIB : (number + 1) * MIB])
-    known = {disk._files.path(object_id, generation) for object_id, generation in disk._index.entries()}
-    assert disk._files.found().keys() <= disk._index.entries().keys()
+    known = {disk._files.path(object_id, generation) for object_id, generation in entries(disk._index)}
+    assert disk._files.found().keys() <= entries(disk._index).keys()
     assert set(object_files(place)) <= known
     own = (place / "index" / "data.mdb").stat().st_blocks * 512
     assert disk.used() - own == disk.cached_bytes(version_of("old", old)) + disk.cached_bytes(version_of("new", new))

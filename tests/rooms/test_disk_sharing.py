@@ -14,7 +14,7 @@ from lazyfs.cache.disk import Disk
 from lazyfs.cache.ledger import Ledger
 from lazyfs.cache.records import Run
 from lazyfs.errors import CacheUnavailable
-from lazyfs.objects import MIB, ObjectVersion
+from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
 from tests.rooms.building import (
     CacheMaker,
     allocated,
@@ -235,7 +235,7 @@ def test_a_claim_and_a_grave_of_the_dead_are_found_by_who_needs_room(caches: Cac
     keep(disk, VERSION, DATA, [0, 1])
     run = Run(VERSION.object_id, disk._index.generation(VERSION), 2, 5)
     assert disk._index.claim(dead.daemon, [run], 3 * MIB, 1 << 50)
-    disk._files.write(VERSION, run.generation, 2, [verified(VERSION, DATA, n).view for n in (2, 3)])
+    disk._files.write(VERSION, run.generation, 2 * CHUNK_SIZE, [verified(VERSION, DATA, n).view for n in (2, 3)])
     lost = pattern(3 * MIB, 1)
     keep(disk, version_of("lost", lost), lost, range(3))
     assert disk._index.bury_object(version_of("lost", lost).object_id) == 3 * MIB

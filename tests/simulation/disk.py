@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lazyfs.cache.disk import Disk, Verified
-from lazyfs.cache.records import Kept
+from lazyfs.cache.records import ABSENT, Kept
 from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
@@ -20,13 +20,19 @@ JUNK = b"\xdd" * CHUNK_SIZE
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """One chunk on disk. `rotten` once a byte of it was flipped, `found` when a read has met that."""
+    """One chunk on disk, or some blocks of one. `rotten` once a byte of it was flipped, `found` when a read has met
+    that."""
 
     version: ObjectVersion
     kept: Kept
     data: bytearray
     rotten: bool = False
     found: bool = False
+
+    def blocks(self) -> list[range]:
+        """Where the bytes are that are here."""
+        starts = range(0, len(self.data), BLOCK_SIZE)
+        return [range(at, min(at + BLOCK_SIZE, len(self.data))) for at in starts if not self.kept.lacks(at, at + 1)]
 
 
 class SimulatedDisk(Disk):
@@ -45,6 +51,7 @@ class SimulatedDisk(Disk):
         self._clock = clock
         self._note = note
         self._chunks: dict[tuple[bytes, int], Held] = {}
+        self._parts: dict[tuple[bytes, int], Held] = {}
         self._generations: dict[bytes, int] = {}
         self._verdicts: dict[bytes, bytes] = {}
         self._latest = 0
@@ -64,16 +71,17 @@ class SimulatedDisk(Disk):
         self._faults = DiskFaults(room=self._faults.room)
 
     def held(self) -> list[tuple[int, Held]]:
-        """All chunks that are here, with their numbers."""
-        return [(number, held) for (_, number), held in self._chunks.items()]
+        """All chunks that are here, and parts of them, with their numbers."""
+        return [(number, held) for kind in (self._chunks, self._parts) for (_, number), held in kind.items()]
 
     def has(self, object_id: bytes, number: int) -> bool:
         """Whether the chunk is here, whatever goes wrong; not once the disk is closed."""
         return not self._closed and (object_id, number) in self._chunks
 
-    def kept(self, object_id: bytes, number: int) -> Kept | None:
+    def kept(self, object_id: bytes, number: int, *, partly: bool = False) -> Kept | None:
         """See `Disk.kept`."""
-        held = None if self._refuses() else self._chunks.get((object_id, number))
+        key = (object_id, number)
+        held = None if self._refuses() else self._chunks.get(key) or (self._parts.get(key) if partly else None)
         return None if held is None else held.kept
 
     def present(self, object_id: bytes, segment: int) -> int:
@@ -139,11 +147,12 @@ class SimulatedDisk(Disk):
         """See `Disk.discard`."""
         self._note("disk", "discard", version.key, number)
         self.discards += 1
-        held = self._chunks.get((version.object_id, number))
+        held = self._any((version.object_id, number))
         if held is not None:
             held.found = False  # whoever asked has done what can be done, also when it fails now
         self._must_work("discard")
         self._chunks.pop((version.object_id, number), None)
+        self._parts.pop((version.object_id, number), None)
 
     def generation(self, version: ObjectVersion) -> int | None:
         """See `Disk.generation`."""
@@ -185,9 +194,9 @@ class SimulatedDisk(Disk):
 
     def _strike(self, version: ObjectVersion) -> None:
         """Bits rot, and another daemon makes room, just before a step."""
-        if self._hit(self._faults.rot) and self._chunks:
-            held = self._dice.choice(list(self._chunks.values()))
-            held.data[self._dice.randrange(len(held.data))] ^= 1 << self._dice.randrange(8)
+        if self._hit(self._faults.rot) and (self._chunks or self._parts):
+            held = self._dice.choice([held for _, held in self.held()])
+            held.data[self._dice.choice(self._dice.choice(held.blocks()))] ^= 1 << self._dice.randrange(8)
             held.rotten = True
             self.rotted += 1
             self._note("disk", "rot", held.version.key)
@@ -197,15 +206,16 @@ class SimulatedDisk(Disk):
 
     def _evict(self, object_id: bytes, *, whole: bool) -> None:
         """A segment of the object, or all of it: then its file has another name from now on."""
-        mine = [number for owner, number in self._chunks if owner == object_id]
+        mine = [number for owner, number in (*self._chunks, *self._parts) if owner == object_id]
         if not mine:
             return
         segment = self._dice.choice(mine) // SEGMENT_CHUNKS
         for number in mine:
             if whole or number // SEGMENT_CHUNKS == segment:
-                del self._chunks[object_id, number]
+                self._chunks.pop((object_id, number), None)
+                self._parts.pop((object_id, number), None)
         if whole:
-            del self._generations[object_id]
+            self._generations.pop(object_id, None)
         self._note("disk", "evict", object_id.hex()[:6], "whole" if whole else segment)
 
     # ---- what is kept
@@ -213,14 +223,17 @@ class SimulatedDisk(Disk):
     def _whole(self, version: ObjectVersion, number: int, kept: Kept) -> bytearray | None:
         if self._refuses() or self._generations.get(version.object_id) != kept.generation:
             return None
-        held = self._chunks.get((version.object_id, number))
+        held = self._any((version.object_id, number))
         return None if held is None else held.data
+
+    def _any(self, key: tuple[bytes, int]) -> Held | None:
+        return self._chunks.get(key) or self._parts.get(key)
 
     def _met(self, version: ObjectVersion, first: int, kept: Sequence[Kept], right: Sequence[bool]) -> None:
         """Of these chunks the first that is not right will be discarded by whoever reads, if it is still the same."""
         for place, (one, good) in enumerate(zip(kept, right, strict=True)):
             if not good:
-                held = self._chunks.get((version.object_id, first + place))
+                held = self._any((version.object_id, first + place))
                 if held is not None and held.rotten and held.kept == one and not self._refuses():
                     held.found = True
                 return
@@ -229,11 +242,27 @@ class SimulatedDisk(Disk):
         for chunk in chunks:
             key = (chunk.version.object_id, chunk.number)
             if self._faults.room is not None:
-                while len(self._chunks) >= self._faults.room and key not in self._chunks:
-                    del self._chunks[next(iter(self._chunks))]
+                while len(self._chunks) + len(self._parts) >= self._faults.room and self._any(key) is None:
+                    kind = self._chunks or self._parts
+                    del kind[next(iter(kind))]
             if key[0] not in self._generations:
                 self._latest += 1
                 self._generations[key[0]] = self._latest
             self.rewritten += key in self._chunks and not self._chunks[key].rotten
-            kept = Kept(self._generations[key[0]], chunk.sums)
-            self._chunks[key] = Held(chunk.version, kept, bytearray(chunk.view))
+            if chunk.whole:
+                self._parts.pop(key, None)
+                kept = Kept(self._generations[key[0]], chunk.sums)
+                self._chunks[key] = Held(chunk.version, kept, bytearray(chunk.view))
+            elif key not in self._chunks:
+                self._store_part(key, chunk)
+
+    def _store_part(self, key: tuple[bytes, int], chunk: Verified) -> None:
+        length = chunk.version.chunk_length(chunk.number)
+        before = self._parts.pop(key, None)
+        sums = bytearray(before.kept.sums if before else ABSENT * -(-length // BLOCK_SIZE))
+        sums[chunk.block * 8 : chunk.block * 8 + len(chunk.sums)] = chunk.sums
+        data = before.data if before else bytearray(length)
+        data[chunk.block * BLOCK_SIZE : chunk.end] = chunk.view
+        held = Held(chunk.version, Kept(self._generations[key[0]], bytes(sums)), data)
+        held.rotten = before is not None and before.rotten
+        (self._parts if held.kept.lacks(0, length) else self._chunks)[key] = held

@@ -7,8 +7,10 @@ from tests.simulation.edits import Edit
 
 CHUNKS = "lazyfs.cache.chunks"
 FORGETTING = "lazyfs.cache.forgetting"
+FLIGHT = "lazyfs.cache.flight"
 FLIGHTS = "lazyfs.cache.flights"
 MEMORY = "lazyfs.cache.memory"
+PARTS = "lazyfs.cache.parts"
 WRITER = "lazyfs.cache.writer"
 FILES = "lazyfs.filesystem.files"
 FETCH = "lazyfs.stores.fetch"
@@ -33,7 +35,7 @@ MUTANTS = {
     "the end of a flight makes no room": Edit(
         FLIGHTS, "number, None)\n        self._made_room()", "number, None)\n"
     ),
-    "what nobody wants any more fails a reader": Edit(FLIGHTS, "another or isinstance(self.error, Dropped)", "another"),
+    "what nobody wants any more fails a reader": Edit(FLIGHT, "another or isinstance(self.error, Dropped)", "another"),
     # What lands where.
     "a chunk on its way is sent for again": Edit(CHUNKS, "elif self._memory.get(key)", "if self._memory.get(key)"),
     "neighbours land in each other's place": Edit(FLIGHTS, "flight.slots[place], len", "flight.slots[-1 - place], len"),
@@ -48,6 +50,29 @@ MUTANTS = {
     "a failed write keeps its pins": Edit(WRITER, "for _, chunk, _ in batch:", "for _, chunk, _ in batch[:kept]:"),
     "a write that was given up keeps its pin": Edit(
         WRITER, "self._memory.unpin(chunk)\n        self.unkept", "self.unkept"
+    ),
+    # Parts of chunks.
+    "a part is taken for the chunk": Edit(
+        FLIGHTS,
+        "key = aside(flight.version, number) if flight.part else (",
+        "key = (flight.version.object_id, number) or (",
+    ),
+    "a part is brought from the beginning of its chunk": Edit(
+        FLIGHTS, "(0 if begin else flight.block * BLOCK_SIZE)", "0"
+    ),
+    "a part is written at the beginning of its chunk": Edit(
+        FLIGHTS, "block = 0 if place else flight.block", "block = 0"
+    ),
+    "a part keeps its pin": Edit(
+        FLIGHTS, "                self._memory.unpin(chunk)\n            self._by", "            self._by"
+    ),
+    "who waits for a chunk of a part is not woken": Edit(
+        FLIGHTS, "            self._wake(flight, number, None)\n        flight.done", "        flight.done"
+    ),
+    "blocks that are not here are read": Edit(PARTS, "if kept and not kept.lacks(start, stop)", "if kept"),
+    "what is on disk after a part is left out": Edit(PARTS, "before + came + after", "before + came"),
+    "damaged parts stay on disk": Edit(
+        PARTS, "await self._flights.found_wrong(version, piece.number, piece.kept, low, high)", "pass"
     ),
     # Patience.
     "a failed read keeps its place": Edit(

@@ -38,6 +38,12 @@ def touches(dice: random.Random, size: int, count: int) -> list[Read]:
     return [(dice.randrange(size + 1) // (4 * KIB) * (4 * KIB), 4 * KIB) for _ in range(count)]
 
 
+def around(dice: random.Random, size: int, count: int) -> list[Read]:
+    """What the kernel reads around touches of a mapping: 1 MiB each, not beyond the end."""
+    pages = [dice.randrange(size + 1) // (4 * KIB) * (4 * KIB) for _ in range(count)]
+    return [(page, min(MIB, size - page)) for page in pages if page < size]
+
+
 def mapped(dice: random.Random, size: int, count: int) -> list[Read]:
     """What the kernel's read-ahead of a walk through a mapping sends: 1 MiB each, now and then out of order."""
     start = dice.randrange(size + 1) // (4 * KIB) * (4 * KIB)
@@ -59,6 +65,7 @@ PATTERNS: tuple[Callable[[random.Random, int, int], list[Read]], ...] = (
     downwards,
     strided,
     touches,
+    around,
     mapped,
     mapped,
     anything,

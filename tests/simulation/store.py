@@ -64,7 +64,7 @@ class SimulatedStore:
         self.coming: set[tuple[bytes, int]] = set()
         """Chunks of which a GET is under way."""
         self.delivered = 0
-        """Chunks of whose last byte it was said that it has arrived."""
+        """Chunks, or parts of one, of whose last byte it was said that it has arrived."""
 
     def heal(self) -> None:
         """Nothing goes wrong from now on."""
@@ -153,7 +153,7 @@ class SimulatedStore:
 
         def say(count: int) -> None:
             nonlocal said
-            self.delivered += chunks_ended(version, start + count) - chunks_ended(version, start + said)
+            self.delivered += ended(into, count) - ended(into, said)
             said = count
             arrived(count)
             # A chunk that is here may be pushed out of memory, and asked for again, before the rest is here.
@@ -274,9 +274,13 @@ def flipped(byte: int) -> bytes:
     return bytes([byte ^ 1])
 
 
-def chunks_ended(version: ObjectVersion, offset: int) -> int:
-    """Chunks of the version that end at or before an offset."""
-    return version.chunk_count if offset >= version.size else offset // CHUNK_SIZE
+def ended(into: Sequence[memoryview], count: int) -> int:
+    """How many of the buffers `count` bytes fill."""
+    filled = 0
+    for view in into:
+        count -= len(view)
+        filled += count >= 0
+    return filled
 
 
 def pour(data: memoryview, into: Sequence[memoryview], at: int) -> None:

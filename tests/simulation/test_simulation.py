@@ -22,7 +22,7 @@ SEEDS = 20_000 if FULL else 400
 LIES = {
     "asked-twice": "asked for twice at once",
     "blind-disk": "wrong bytes",
-    "displaced-bytes": "wrong bytes",
+    "displaced-bytes": "wrong bytes|asked for twice at once",
     "forgotten-request": "hangs",
     "hasty-store": "wrong bytes",
     "leaking-gate": "left in the end: .* places in use|hangs",

@@ -225,7 +225,10 @@ class World:
             start = number * CHUNK_SIZE
             if held.found:
                 self.violated(f"{held.version.key} chunk {number} was found damaged on disk and is still there")
-            elif not held.rotten and not self.right(held.version, start, bytes(held.data)):
+            elif not held.rotten and not all(
+                self.right(held.version, start + block.start, bytes(held.data[block.start : block.stop]))
+                for block in held.blocks()
+            ):
                 self.violated(f"{held.version.key} chunk {number} is wrong on disk")
         # A kill may come between the count and the disk.
         lost = self.script.readers * (self.script.lives - 1) if self.script.ends == "killed" else 0
