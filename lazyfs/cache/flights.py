@@ -110,8 +110,13 @@ class Flights:
 
     def launch_part(self, version: ObjectVersion, start: int, stop: int) -> Flight | None:
         """Start one flight for whole blocks, bytes [start, stop), of chunks that have none, and for a reader who waits;
-        None if memory is short, or has other blocks of those chunks that are not written yet."""
+        None if memory is short, or has other blocks of those chunks that are not written yet, or if one would be all
+        of its chunk, which others may want then."""
         span = chunk_range(start, stop)
+        ends = [min(stop, (number + 1) * CHUNK_SIZE) for number in span]
+        lengths = [end - max(start, number * CHUNK_SIZE) for number, end in zip(span, ends, strict=True)]
+        if any(version.chunk_length(number) == length for number, length in zip(span, lengths, strict=True)):
+            return None
         for number in span:
             self._memory.forget(aside(version, number))
         if any(self._memory.get(aside(version, number)) for number in span):
@@ -120,8 +125,6 @@ class Flights:
         slots = self._memory.lend(len(span), urgent=True) if len(span) <= room else None
         if slots is None:
             return None
-        ends = [min(stop, (number + 1) * CHUNK_SIZE) for number in span]
-        lengths = [end - max(start, number * CHUNK_SIZE) for number, end in zip(span, ends, strict=True)]
         views = [self._memory.slot_view(slot, length) for slot, length in zip(slots, lengths, strict=True)]
         block = (start - span.start * CHUNK_SIZE) // BLOCK_SIZE
         flight = Flight(version, span, slots, views, Claim(urgent=True), version.origin, block)

@@ -28,6 +28,8 @@ class Held:
     data: bytearray
     rotten: bool = False
     found: bool = False
+    pieced: bool = False
+    """It became whole part by part."""
 
     def blocks(self) -> list[range]:
         """Where the bytes are that are here."""
@@ -75,8 +77,10 @@ class SimulatedDisk(Disk):
         return [(number, held) for kind in (self._chunks, self._parts) for (_, number), held in kind.items()]
 
     def has(self, object_id: bytes, number: int) -> bool:
-        """Whether the chunk is here, whatever goes wrong; not once the disk is closed."""
-        return not self._closed and (object_id, number) in self._chunks
+        """Whether the chunk is here, whatever goes wrong; not once the disk is closed. Not of one that became whole
+        part by part: the whole may have been asked for while the last part was not written."""
+        held = None if self._closed else self._chunks.get((object_id, number))
+        return held is not None and not held.pieced
 
     def kept(self, object_id: bytes, number: int, *, partly: bool = False) -> Kept | None:
         """See `Disk.kept`."""
@@ -265,4 +269,5 @@ class SimulatedDisk(Disk):
         data[chunk.block * BLOCK_SIZE : chunk.end] = chunk.view
         held = Held(chunk.version, Kept(self._generations[key[0]], bytes(sums)), data)
         held.rotten = before is not None and before.rotten
-        (self._parts if held.kept.lacks(0, length) else self._chunks)[key] = held
+        held.pieced = not held.kept.lacks(0, length)
+        (self._chunks if held.pieced else self._parts)[key] = held

@@ -1,0 +1,380 @@
+"""Parts of chunks: blocks that are kept without the rest of their chunk, what that costs, and who may not see them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.cache.checking import check
+from lazyfs.cache.chunks import ChunkCache
+from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.memory import Memory
+from lazyfs.cache.records import chunk_size
+from lazyfs.cache.sums import block_sums
+from lazyfs.cache.sweep import entries
+from lazyfs.errors import CacheUnavailable, ObjectChanged
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, GIB, KIB, MIB, ObjectVersion
+from lazyfs.reading.streams import Streams
+from lazyfs.reading.windows import ALONE, Budget
+from tests.rooms.building import CacheMaker, allocated, bury, chunk_on, keep, pattern, version_of
+from tests.rooms.memory_store import Fault, MemoryStore, Valve, in_turn
+
+
+def part(version: ObjectVersion, data: bytes, number: int, first: int, stop: int) -> Verified:
+    """Blocks [first, stop) of a chunk, ready to be kept."""
+    view = memoryview(data)[number * CHUNK_SIZE : number * CHUNK_SIZE + version.chunk_length(number)]
+    view = view[first * BLOCK_SIZE : stop * BLOCK_SIZE]
+    return Verified(version, number, view, block_sums(view), first)
+
+
+def spoken_for(disk: Disk) -> int:
+    """Bytes that are counted as used, but for those of the index itself."""
+    return disk.used() - disk.index.own_size()
+
+
+def there(disk: Disk, version: ObjectVersion, number: int) -> list[int]:
+    """The blocks of a chunk that the index knows."""
+    kept = disk.kept(version.object_id, number, partly=True)
+    blocks = range(-(-version.chunk_length(number) // BLOCK_SIZE))
+    return [at for at in blocks if kept and not kept.lacks(at * BLOCK_SIZE, at * BLOCK_SIZE + 1)]
+
+
+def checked(disk: Disk, caches: CacheMaker, place: Path) -> list[str]:
+    """What `lazyfs fsck` says of the cache, once it is closed."""
+    caches.close(disk)
+    return [problem.words for problem in check(place, mend=False, quick=False, told=lambda done, total: None).problems]
+
+
+# ---- on disk
+
+
+def test_a_part_is_read_by_block_and_is_no_chunk(caches: CacheMaker, place: Path) -> None:
+    """Also for the next daemon, and at the short end of the object."""
+    data = pattern(2 * MIB + 200_001)
+    version = version_of("k", data)
+    disk = caches.open()
+    assert disk.keep([part(version, data, 0, 9, 16), part(version, data, 1, 0, 3), part(version, data, 2, 3, 4)]) == 3
+    caches.close(disk)
+    disk = caches.open()
+    assert disk.cached_chunks(version) == 0
+    assert disk.present(version.object_id, 0) == 0
+    assert [disk.kept(version.object_id, number) for number in range(3)] == [None] * 3
+    assert [there(disk, version, number) for number in range(3)] == [[*range(9, 16)], [0, 1, 2], [3]]
+    for number, start, stop in ((0, 9 * BLOCK_SIZE, CHUNK_SIZE), (1, 5, 3 * BLOCK_SIZE), (2, 3 * BLOCK_SIZE, 200_001)):
+        kept = disk.kept(version.object_id, number, partly=True)
+        assert kept is not None
+        base = number * CHUNK_SIZE
+        assert disk.read_part(version, number, kept, start, stop) == data[base + start : base + stop]
+    assert checked(disk, caches, place) == []
+
+
+def test_a_part_takes_the_room_of_its_chunk_once(caches: CacheMaker, place: Path) -> None:
+    """From its first block on, and no more when others come, also together; with the last one it is a chunk, and
+    written over it is one as well."""
+    data = pattern(2 * MIB + 5)
+    version = version_of("k", data)
+    disk = caches.open()
+    empty = spoken_for(disk)
+    assert disk.keep([part(version, data, 0, 0, 4), part(version, data, 0, 8, 12)]) == 2
+    assert spoken_for(disk) - empty == MIB
+    assert disk.keep([part(version, data, 0, 4, 8)]) == 1
+    assert spoken_for(disk) - empty == MIB
+    assert disk.cached_chunks(version) == 0
+    disk.keep([part(version, data, 0, 12, 16), part(version, data, 1, 3, 5)])
+    assert spoken_for(disk) - empty == 2 * MIB
+    assert disk.cached_chunks(version) == 1
+    assert chunk_on(disk, version, 0) == data[:MIB]
+    assert keep(disk, version, data, range(3)) == 2
+    assert spoken_for(disk) - empty == 2 * MIB + chunk_size(version.size, 2)
+    assert disk.generation(version) is not None
+    assert disk.keep([part(version, data, 1, 0, 2)]) == 0
+    for number in range(3):
+        assert chunk_on(disk, version, number) == data[number * MIB : (number + 1) * MIB]
+    assert checked(disk, caches, place) == []
+
+
+def test_what_is_evicted_takes_its_parts_along(caches: CacheMaker, place: Path) -> None:
+    """Their room is given back, whether a segment goes or the whole object; parts elsewhere are no reason to keep
+    nothing, and stay when their own segment does."""
+    data = pattern(66 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    empty = spoken_for(disk)
+    disk.keep([part(version, data, 65, 0, 4)])
+    keep(disk, version, data, [0])
+    disk.keep([part(version, data, 1, 2, 4)])
+    disk.touch({(version.object_id, 1)})
+    bury(disk, 1)
+    assert [there(disk, version, number) for number in (0, 1, 65)] == [[], [], [0, 1, 2, 3]]
+    assert spoken_for(disk) - empty == MIB
+    bury(disk, 1)
+    assert there(disk, version, 65) == []
+    assert spoken_for(disk) == empty
+    assert allocated(place / "objects") == 0
+    keep(disk, version, data, [3])
+    disk.keep([part(version, data, 65, 0, 4)])
+    disk.forget(version)
+    assert spoken_for(disk) == empty
+    assert checked(disk, caches, place) == []
+
+
+def test_a_damaged_part_is_forgotten_alone(caches: CacheMaker, place: Path) -> None:
+    """`fsck` finds it, and who forgets it gives its room back; what the chunk had before is not believed again."""
+    data = pattern(2 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    empty = spoken_for(disk)
+    disk.keep([part(version, data, 0, 9, 16), part(version, data, 1, 0, 3)])
+    [file] = [path for path in (place / "objects").rglob("*") if path.is_file()]
+    with file.open("r+b") as written:
+        written.seek(CHUNK_SIZE + BLOCK_SIZE)
+        written.write(b"\0")
+    assert checked(disk, caches, place) == ["k: chunk 1, of which a part is here, is damaged"]
+    disk = caches.open()
+    disk.discard(version, 1)
+    assert [there(disk, version, number) for number in range(2)] == [[*range(9, 16)], []]
+    assert spoken_for(disk) - empty == MIB
+    keep(disk, version, data, [1])
+    disk.discard(version, 1)
+    assert there(disk, version, 1) == []
+    disk.keep([part(version, data, 1, 4, 5)])
+    assert there(disk, version, 1) == [4]
+    assert checked(disk, caches, place) == []
+
+
+def test_a_write_that_fails_leaves_the_parts_before_it(
+    caches: CacheMaker, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not counted is cleared; a part that was there is not, though its chunk was to be written."""
+    data = pattern(2 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    disk.keep([part(version, data, 0, 9, 16)])
+    used = spoken_for(disk)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk._files, "write", fail)
+    with pytest.raises(CacheUnavailable, match="No space left"):
+        keep(disk, version, data, range(2))
+    monkeypatch.undo()
+    assert there(disk, version, 0) == [*range(9, 16)]
+    assert spoken_for(disk) == used
+    assert checked(disk, caches, place) == []
+
+
+def test_a_power_failure_does_not_cost_parts(caches: CacheMaker) -> None:
+    """What files may take, as it is compared after one, has room for them."""
+    data = pattern(3 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+    disk.keep([part(version, data, 1, 0, 15), part(version, data, 2, 1, 2)])
+    assert list(entries(disk.index).values()) == [3 * MIB]
+
+
+# ---- for readers
+
+
+@asynccontextmanager
+async def running(store: MemoryStore, disk: Disk, memory: int = 64 * MIB) -> AsyncIterator[ChunkCache]:
+    """A chunk cache for a while; in the end nothing is on its way, pinned or lent."""
+    async with trio.open_nursery() as nursery:
+        made = Memory(memory)
+        cache = ChunkCache(store=store, disk=disk, memory=made, nursery=nursery, span_size=8 * MIB)
+        nursery.start_soon(cache.writer.run)
+        yield cache
+        while cache._flights:
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.lowlevel.checkpoint()
+        await cache.writer.settled()
+        assert cache.idle()
+        assert made.statistics().lent == 0
+        nursery.cancel_scope.cancel()
+
+
+async def alone(cache: ChunkCache, version: ObjectVersion, start: int, stop: int) -> bytes:
+    """A read of which nothing beside its bytes is wanted."""
+    return bytes(await cache.wait(version, start, stop, alone=True))
+
+
+async def test_only_blocks_are_fetched_once(caches: CacheMaker) -> None:
+    """One GET for the blocks of both chunks; what is on disk of them is not fetched again, before or behind; and by the
+    next daemon nothing is."""
+    store, disk = MemoryStore(), caches.open()
+    data = pattern(4 * MIB)
+    version = store.put("k", data)
+    touch = MIB - 512 * KIB + 4096
+    async with running(store, disk) as cache:
+        assert await alone(cache, version, touch, touch + MIB) == data[touch : touch + MIB]
+        assert store.gets() == [(512 * KIB, MIB + 576 * KIB)]
+        await cache.writer.settled()
+        again = touch + 256 * KIB
+        assert await alone(cache, version, again, again + MIB) == data[again : again + MIB]
+        assert store.gets()[1:] == [(MIB + 576 * KIB, MIB + 832 * KIB)]
+        await cache.writer.settled()
+        before = touch - 256 * KIB
+        assert await alone(cache, version, before, before + MIB) == data[before : before + MIB]
+        assert store.gets()[2:] == [(256 * KIB, 512 * KIB)]
+        assert cache.statistics().misses == 4
+    async with running(store, disk) as cache:
+        for start in (touch, again, before):
+            assert await alone(cache, version, start, start + MIB) == data[start : start + MIB]
+        assert bytes(await cache.read(version, 600 * KIB, 604 * KIB)) == data[600 * KIB : 604 * KIB]
+        assert len(store.gets()) == 3
+        assert cache.statistics().disk_hits == 7
+
+
+async def test_whoever_wants_the_chunk_has_it_fetched_whole(caches: CacheMaker) -> None:
+    """Also while a part of it is on its way, which he waits for, and does not take for the chunk."""
+    store, disk = MemoryStore(), caches.open()
+    data = pattern(3 * MIB)
+    version = store.put("k", data)
+    valve = Valve()
+    store.valve = lambda call: valve
+    found: dict[str, bytes] = {}
+
+    async def reader(name: str, start: int, stop: int, only: bool) -> None:
+        found[name] = bytes(await cache.wait(version, start, stop, alone=only))
+
+    async with running(store, disk) as cache, trio.open_nursery() as nursery:
+        nursery.start_soon(reader, "touch", 500 * KIB, 1524 * KIB, True)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(reader, "chunk", 0, MIB, False)
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.gets() == [(448 * KIB, 1536 * KIB)]
+        valve.open()
+    assert found == {"touch": data[500 * KIB : 1524 * KIB], "chunk": data[:MIB]}
+    assert store.gets() == [(448 * KIB, 1536 * KIB), (0, MIB)]
+    assert chunk_on(disk, version, 0) == data[:MIB]
+    assert there(disk, version, 1) == [*range(8)]
+
+
+async def test_a_part_that_fails_is_an_error_and_leaves_nothing(caches: CacheMaker) -> None:
+    """For who waits for it and for who waits for a chunk of it; what had come of it is kept."""
+    store, disk = MemoryStore(), caches.open()
+    version = store.put("k", pattern(2 * MIB))
+    store.fault = in_turn(Fault(ObjectChanged("k"), after=700 * KIB))
+    async with running(store, disk) as cache:
+        with pytest.raises(ObjectChanged):
+            await alone(cache, version, 512 * KIB, 1536 * KIB)
+        await cache.writer.settled()
+        assert [len(there(disk, version, number)) for number in range(2)] == [8, 0]
+
+
+async def test_a_reader_that_goes_away_leaves_its_part(caches: CacheMaker) -> None:
+    """It comes, is kept, and holds no memory."""
+    store, disk = MemoryStore(), caches.open()
+    data = pattern(2 * MIB)
+    version = store.put("k", data)
+    valve = Valve()
+    store.valve = lambda call: valve
+    async with running(store, disk) as cache:
+        with trio.move_on_after(0):
+            await alone(cache, version, 512 * KIB, 1536 * KIB)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alone, cache, version, 512 * KIB, 1536 * KIB)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        valve.open()
+    assert [len(there(disk, version, number)) for number in range(2)] == [8, 8]
+    assert len(store.gets()) == 1
+
+
+async def test_damaged_blocks_are_fetched_again(caches: CacheMaker, place: Path) -> None:
+    """As chunks then, and counted; the damaged part is forgotten."""
+    store, disk = MemoryStore(), caches.open()
+    data = pattern(2 * MIB)
+    version = store.put("k", data)
+    async with running(store, disk) as cache:
+        await alone(cache, version, 512 * KIB, 1536 * KIB)
+    [file] = [path for path in (place / "objects").rglob("*") if path.is_file()]
+    with file.open("r+b") as written:
+        written.seek(CHUNK_SIZE + BLOCK_SIZE)
+        written.write(bytes(byte ^ 1 for byte in data[CHUNK_SIZE + BLOCK_SIZE :][:1]))
+    async with running(store, disk) as cache:
+        assert await alone(cache, version, 512 * KIB, 1536 * KIB) == data[512 * KIB : 1536 * KIB]
+        assert cache.statistics().corrupt == 1
+        assert sorted(store.gets()[1:]) == [(0, MIB), (MIB, 2 * MIB)]
+        assert await alone(cache, version, 512 * KIB, 1536 * KIB) == data[512 * KIB : 1536 * KIB]
+        assert len(store.gets()) == 3
+
+
+async def test_without_memory_chunks_are_brought(caches: CacheMaker) -> None:
+    """A touch is served all the same, with the least memory there is."""
+    store, disk = MemoryStore(), caches.open()
+    data = pattern(6 * MIB)
+    version = store.put("k", data)
+    found: dict[int, bytes] = {}
+
+    async def reader(cache: ChunkCache, start: int) -> None:
+        found[start] = await alone(cache, version, start, start + MIB)
+
+    async with running(store, disk, memory=2 * MIB) as cache, trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(reader, cache, number * MIB + 512 * KIB)
+    assert len(found) == 5
+    assert all(data[start : start + MIB] == bytes_ for start, bytes_ in found.items())
+
+
+async def test_what_is_forgotten_takes_its_parts_along(caches: CacheMaker) -> None:
+    """Those on their way too: a version whose bytes are wrong has none of them on disk afterwards."""
+    store, disk = MemoryStore(), caches.open()
+    version = store.put("k", pattern(2 * MIB))
+    valve = Valve()
+    store.valve = lambda call: valve
+    async with running(store, disk) as cache, trio.open_nursery() as nursery:
+        nursery.start_soon(alone, cache, version, 512 * KIB, 1536 * KIB)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(cache.forget, version)
+        await trio.testing.wait_all_tasks_blocked()
+        valve.open()
+    assert [there(disk, version, number) for number in range(2)] == [[], []]
+
+
+# ---- when
+
+
+def touches(made: Streams, count: int) -> list[bool]:
+    """Reads of a MiB around places far apart, each answered before the next; which are to be brought alone."""
+    return [made.observe(at * 16 * MIB + 300 * KIB, at * 16 * MIB + 300 * KIB + MIB).alone for at in order(count)]
+
+
+def order(count: int) -> list[int]:
+    """Numbers without equal steps between them."""
+    return [at * at + 3 for at in range(count)]
+
+
+def test_touches_are_brought_alone_once_nothing_came_of_some() -> None:
+    """And not again, from the moment that somebody goes on, before as many have come to nothing."""
+    made = Streams(64 * GIB, Budget(GIB))
+    assert touches(made, 9) == [at >= ALONE - 1 for at in range(9)]
+    start = 40 * GIB
+    made.observe(start, start + MIB)
+    assert made.observe(start + MIB, start + 2 * MIB).ranges
+    assert touches(made, 4 + ALONE)[:ALONE] == [False] * (ALONE - 1) + [True]
+
+
+def test_many_that_begin_side_by_side_are_no_touches() -> None:
+    """They wait for their first answers; and what lies in one chunk is its chunk, as ever."""
+    made = Streams(64 * GIB, Budget(GIB))
+    for at in order(32):
+        assert not made.observe(at * 16 * MIB + 300 * KIB, at * 16 * MIB + 300 * KIB + MIB).alone
+        made.waiting += 1
+    made.waiting = 0
+    assert made.observe(50 * GIB + 5, 50 * GIB + MIB + 5).alone
+    assert not made.observe(60 * GIB, 60 * GIB + MIB).alone
+
+
+def test_neighbours_by_chance_are_not_read_ahead_of() -> None:
+    """What is read around a touch begins where what was read around an earlier one ends."""
+    made = Streams(64 * GIB, Budget(GIB))
+    touches(made, 12)
+    first = order(12)[2] * 16 * MIB + 300 * KIB + MIB
+    plan = made.observe(first, first + 900 * KIB)
+    assert plan.alone
+    assert plan.touch
