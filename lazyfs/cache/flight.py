@@ -29,13 +29,14 @@ class Flight:
     `sums` are the checksums of the chunks that are complete, in order: a worker thread appends, the loop reads. They
     land when somebody looks for one of them, when the loop is told, and at the end.
 
-    One of a `part` brings adjacent blocks from `block` of its first chunk on. What landed is kept aside, for no reader
-    but the one that waits for `done`, who finds all of it in `came`; whoever waits for one of its chunks looks again.
+    One of a `part` brings adjacent blocks from `block` of its first chunk on. What landed, its `pieces`, is pinned
+    until the end, when who waits for `done` finds all of it in `came`. A piece that is not all of its chunk is kept
+    aside, for no other reader: whoever waits for such a chunk looks again.
     """
 
     __slots__ = (
-        "block", "came", "claim", "done", "error", "first", "landed", "lent_to", "over", "part", "slots", "stop",
-        "sums", "version", "views", "waiting",
+        "block", "came", "claim", "done", "error", "first", "landed", "lent_to", "over", "part", "pieces", "slots",
+        "stop", "sums", "version", "views", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +52,7 @@ class Flight:
         self.version = version
         self.lent_to = lent_to
         self.part, self.block = block is not None, block or 0
+        self.pieces: list[tuple[Key, Chunk]] = []
         self.came: bytes | None = None
         self.done = trio.Event()
         self.first, self.stop = span.start, span.stop

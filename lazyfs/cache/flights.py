@@ -110,13 +110,10 @@ class Flights:
 
     def launch_part(self, version: ObjectVersion, start: int, stop: int) -> Flight | None:
         """Start one flight for whole blocks, bytes [start, stop), of chunks that have none, and for a reader who waits;
-        None if memory is short, or has other blocks of those chunks that are not written yet, or if one would be all
-        of its chunk, which others may want then."""
+        None if memory is short, or has other blocks of those chunks that are not written yet."""
         span = chunk_range(start, stop)
         ends = [min(stop, (number + 1) * CHUNK_SIZE) for number in span]
         lengths = [end - max(start, number * CHUNK_SIZE) for number, end in zip(span, ends, strict=True)]
-        if any(version.chunk_length(number) == length for number, length in zip(span, lengths, strict=True)):
-            return None
         for number in span:
             self._memory.forget(aside(version, number))
         if any(self._memory.get(aside(version, number)) for number in span):
@@ -235,8 +232,9 @@ class Flights:
         while flight.landed < len(flight.sums) and not flight.over:
             place = flight.landed
             number = flight.first + place
-            key = aside(flight.version, number) if flight.part else (flight.version.object_id, number)
-            if not flight.part:
+            part = flight.part and len(flight.views[place]) < flight.version.chunk_length(number)
+            key = aside(flight.version, number) if part else (flight.version.object_id, number)
+            if not part:
                 del self._by_chunk[key]
             chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
             self._shares.give(flight.lent_to)
@@ -247,7 +245,8 @@ class Flights:
                 self._writer.put(Verified(flight.version, number, chunk.view, flight.sums[place], block), chunk)
             if flight.part:
                 self._memory.pin(chunk)
-            else:
+                flight.pieces.append((key, chunk))
+            if not part:
                 self._wake(flight, number, chunk)
 
     def _wake(self, flight: Flight, number: int, chunk: Chunk | None) -> None:
@@ -277,17 +276,14 @@ class Flights:
         self._made_room()
 
     def _end_part(self, flight: Flight) -> None:
-        """Give what landed to who waits for all of it, and let go of it: nobody reads it again from memory."""
-        landed = range(flight.first, flight.first + flight.landed)
-        chunks = [self._memory.get(aside(flight.version, number)) for number in landed]
+        """Give what landed to who waits for all of it, and let go of it: from here on it is there to be written."""
         if flight.landed == len(flight.slots):
-            flight.came = b"".join(chunk.view for chunk in chunks if chunk)
-        for number, chunk in zip(landed, chunks, strict=True):
-            if chunk is not None:
-                self._memory.use(aside(flight.version, number), chunk, to_end=True)
-                self._memory.unpin(chunk)
-            self._by_chunk.pop((flight.version.object_id, number), None)
-            self._wake(flight, number, None)
+            flight.came = b"".join(chunk.view for _, chunk in flight.pieces)
+        for number, (key, chunk) in enumerate(flight.pieces, flight.first):
+            self._memory.use(key, chunk, to_end=True)
+            self._memory.unpin(chunk)
+            if key[1] != number and self._by_chunk.pop((key[0], number), None) is not None:
+                self._wake(flight, number, None)
         flight.done.set()
 
     async def found_wrong(

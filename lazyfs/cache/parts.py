@@ -93,18 +93,26 @@ class Parts:
         return Piece(number, low, high, kept, lacking)
 
     async def _from_disk(self, version: ObjectVersion, pieces: list[Piece], start: int, stop: int) -> bytes | None:
-        """Bytes [start, stop), which are on disk."""
-        found = b""
+        """Bytes [start, stop), which are on disk; None of damaged ones, which are forgotten then."""
+        wanted = []
         for piece in pieces:
             base = piece.number * CHUNK_SIZE
             low, high = max(piece.start, start - base), min(piece.stop, stop - base)
             if low < high and piece.kept is not None:
-                part = await self._workers.read(self._disk.read_part, version, piece.number, piece.kept, low, high)
-                if part is None:
-                    await self._flights.found_wrong(version, piece.number, piece.kept, low, high)
-                    return None
-                found += self._took(version, piece.number, part)
-        return found
+                wanted.append((piece.number, piece.kept, low, high))
+        if not wanted:
+            return b""
+        found: list[bytes] = []
+        for one, part in zip(wanted, await self._workers.read(self._read_parts, version, wanted), strict=True):
+            if part is None:
+                await self._flights.found_wrong(version, *one)
+                return None
+            found.append(self._took(version, one[0], part))
+        return b"".join(found)
+
+    def _read_parts(self, version: ObjectVersion, wanted: list[tuple[int, Kept, int, int]]) -> list[bytes | None]:
+        """Each of these, one after another, in one thread."""
+        return [self._disk.read_part(version, *one) for one in wanted]
 
     def _kept(self, version: ObjectVersion, number: int, start: int, stop: int) -> Kept | None:
         """The record of a chunk of which bytes [start, stop) are on disk, and that is not on its way."""

@@ -259,6 +259,12 @@ def mapped_digest(path: str, advice: str) -> str:
     return found
 
 
+def mapped_pages(path: str, offsets: list[int]) -> list[bytes]:
+    """A page at each of these offsets of a file, in this order, from a mapping of it without any advice."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        return [mapped[offset : offset + mmap.PAGESIZE] for offset in offsets]
+
+
 def mapped_parts(path: str, count: int) -> list[str]:
     """SHA-256 of each of `count` parts of a file, each read by a process of its own from a mapping of its own."""
     size = os.stat(path).st_size

@@ -252,7 +252,8 @@ class SimulatedDisk(Disk):
             if key[0] not in self._generations:
                 self._latest += 1
                 self._generations[key[0]] = self._latest
-            self.rewritten += key in self._chunks and not self._chunks[key].rotten
+            before = self._chunks.get(key) if chunk.whole else None
+            self.rewritten += before is not None and not before.rotten and not before.pieced
             if chunk.whole:
                 self._parts.pop(key, None)
                 kept = Kept(self._generations[key[0]], chunk.sums)

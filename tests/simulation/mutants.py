@@ -54,8 +54,8 @@ MUTANTS = {
     # Parts of chunks.
     "a part is taken for the chunk": Edit(
         FLIGHTS,
-        "key = aside(flight.version, number) if flight.part else (",
-        "key = (flight.version.object_id, number) or (",
+        "part = flight.part and len(flight.views[place]) < flight.version.chunk_length(number)",
+        "part = False",
     ),
     "a part is brought from the beginning of its chunk": Edit(
         FLIGHTS, "(0 if begin else flight.block * BLOCK_SIZE)", "0"
@@ -64,10 +64,10 @@ MUTANTS = {
         FLIGHTS, "block = 0 if place else flight.block", "block = 0"
     ),
     "a part keeps its pin": Edit(
-        FLIGHTS, "                self._memory.unpin(chunk)\n            self._by", "            self._by"
+        FLIGHTS, "self._memory.unpin(chunk)\n            if key[1]", "if key[1]"
     ),
     "who waits for a chunk of a part is not woken": Edit(
-        FLIGHTS, "            self._wake(flight, number, None)\n        flight.done", "        flight.done"
+        FLIGHTS, "self._wake(flight, number, None)\n        flight.done", "pass\n        flight.done"
     ),
     "blocks that are not here are read": Edit(PARTS, "if kept and not kept.lacks(start, stop)", "if kept"),
     "what is on disk after a part is left out": Edit(PARTS, "before + came + after", "before + came"),
