@@ -204,8 +204,12 @@ class ChunkCache:
             await self.barred.passed(version)
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
         if first != last:
-            part = await self._parts.across(version, start, stop) if alone and last == first + 1 else None
-            return part or await self._read_across(version, start, stop)
+            if alone and last == first + 1:
+                part = await self._parts.across(version, start, stop)
+                if part is not None:
+                    return part
+                self.launch(version, start, stop, stop)
+            return await self._read_across(version, start, stop)
         chunk = self._memory.get((version.object_id, first))
         if chunk is None and stop - start <= SMALL_READ:
             part = await self._parts.touch(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
