@@ -149,6 +149,11 @@ class ChunkCache:
         gets = ((span, False) for span in spans_to_get(absent, demand, idle=idle, most=most))
         yield from sorted([*((span, True) for span in runs(on_disk, most)), *gets], key=lambda span: span[0].start)
 
+    def apart(self, version: ObjectVersion, start: int, stop: int) -> bool:
+        """Whether only blocks may be brought of the chunks in which these bytes lie, if nothing else is wanted there:
+        they lie in two, which are not both on disk."""
+        return self._parts.apart(version, start, stop)
+
     def drop(self, version: ObjectVersion, start: int, stop: int) -> None:
         """Nobody will read bytes [start, stop) soon: what is queued of them need not be sent."""
         for number in chunk_range(start, stop):
@@ -199,12 +204,12 @@ class ChunkCache:
     async def wait(
         self, version: ObjectVersion, start: int, stop: int, *, alone: bool = False
     ) -> memoryview | bytes:
-        """What `read` gives, as soon as it is here. `alone`: nothing beside these bytes is wanted."""
+        """What `read` gives, as soon as it is here. `alone`: they are `apart`, and nothing beside them is wanted."""
         if self.barred:
             await self.barred.passed(version)
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
         if first != last:
-            if alone and last == first + 1:
+            if alone:
                 part = await self._parts.across(version, start, stop)
                 if part is not None:
                     return part

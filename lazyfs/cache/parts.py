@@ -58,17 +58,20 @@ class Parts:
             return None
         return self._took(version, number, part)
 
+    def apart(self, version: ObjectVersion, start: int, stop: int) -> bool:
+        """Whether bytes [start, stop) lie in two adjacent chunks that are not both on disk. If they are, both are read
+        as quickly as blocks of them, side by side, and may hold the next touch."""
+        numbers = chunk_range(start, stop)
+        return len(numbers) == 2 and any(self._disk.kept(version.object_id, number) is None for number in numbers)
+
     async def across(self, version: ObjectVersion, start: int, stop: int) -> bytes | None:
         """Bytes [start, stop) of two adjacent chunks. None if those are to be brought whole: one is in memory or on its
-        way, both are on disk, memory is short, or what is on disk is damaged. Raises the store's errors."""
+        way, memory is short, or what is on disk is damaged. Raises the store's errors."""
         numbers = chunk_range(start, stop)
         keys = [(version.object_id, number) for number in numbers]
         if any(self._flights.here(key) or self._flights.get(key) for key in keys):
             return None
         pieces = [self._piece(version, number, start, stop) for number in numbers]
-        if not any(piece.kept is None or piece.kept.lacks(0, version.chunk_length(piece.number)) for piece in pieces):
-            # As quick as blocks of them: 2 MiB are read side by side, and may hold the next touch.
-            return None
         lacking = [piece.number * CHUNK_SIZE + block * BLOCK_SIZE for piece in pieces for block in piece.lacking]
         begin, end = start, start
         came = b""

@@ -89,7 +89,7 @@ class OpenFile:
         plan = self._streams.observe(offset, stop)
         for start, end in plan.dropped:
             self._cache.drop(version, start, end)
-        if plan.alone:
+        if plan.alone and self._cache.apart(version, offset, stop):
             plan.reached(0, plan.ranges[0][0])
             self._alone.add(offset)
         elif not (plan.touch and stop - offset <= SMALL_READ):
