@@ -76,7 +76,9 @@ class ChunkCache:
             nursery=nursery,
             made_room=self._made_room,
         )
-        self._parts = Parts(disk=disk, flights=self._flights, writer=self.writer, workers=workers)
+        self._parts = Parts(
+            disk=disk, flights=self._flights, writer=self.writer, workers=workers, copies=self._copies
+        )
         self.barred = Barred()
         self._memory_hits = self._waits = 0
         self.looks = [0, 0]  # how often a chunk that somebody reads was not in memory, and was
@@ -123,6 +125,9 @@ class ChunkCache:
         for number in chunk_range(start, stop):
             key = (version.object_id, number)
             flight = self._flights.get(key)
+            if flight is not None and flight.part:
+                stop = max(start, number * CHUNK_SIZE)  # not all of it comes
+                break
             if flight is not None:
                 if number * CHUNK_SIZE < demand:
                     flight.claim.urge()

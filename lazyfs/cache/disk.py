@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from lazyfs.cache import readback
 from lazyfs.cache.batches import Verified as Verified  # noqa: PLC0414 - others know it from here
 from lazyfs.cache.batches import in_runs
-from lazyfs.cache.catalogue import pins
+from lazyfs.cache.catalogue import holds, pins
 from lazyfs.cache.directory import CacheDirectory, unusable
 from lazyfs.cache.index import Index
 from lazyfs.cache.ledger import Answer
@@ -151,7 +151,7 @@ class Disk:
         for they are being written, or lent. Blocks."""
         freed = [self._index.bury_object(object_id, self._files.is_lent) for object_id in objects]
         self._dig_if_alone()
-        left = [one for one, size in zip(objects, freed, strict=True) if not size and self._index.present_chunks(one)]
+        left = [one for one, size in zip(objects, freed, strict=True) if not size and holds(self._index, one)]
         return sum(freed), len(left)
 
     def lend(self, version: ObjectVersion, generation: int) -> int | None:

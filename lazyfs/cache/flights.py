@@ -237,7 +237,8 @@ class Flights:
             if not part:
                 del self._by_chunk[key]
             chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
-            self._shares.give(flight.lent_to)
+            if not flight.part:
+                self._shares.give(flight.lent_to)
             flight.landed += 1
             if fresh:
                 block = 0 if place else flight.block
@@ -281,6 +282,7 @@ class Flights:
             flight.came = b"".join(chunk.view for _, chunk in flight.pieces)
         for number, (key, chunk) in enumerate(flight.pieces, flight.first):
             self._memory.use(key, chunk, to_end=True)
+            self._shares.give(flight.lent_to)  # not before: it was pinned
             self._memory.unpin(chunk)
             if key[1] != number and self._by_chunk.pop((key[0], number), None) is not None:
                 self._wake(flight, number, None)

@@ -129,7 +129,9 @@ class LayeredDisk(Disk):
 
     def discard(self, version: ObjectVersion, number: int) -> None:
         """See `Disk.discard`."""
-        if super().kept(version.object_id, number, partly=True) is None:
+        # As `kept` chooses.
+        below = self._lower.kept(version.object_id, number) is not None
+        if below and super().kept(version.object_id, number) is None:
             self._lower.discard(version.object_id, number)
         else:
             super().discard(version, number)

@@ -12,7 +12,7 @@ Must not know lmdb itself (a transaction is given), paths or descriptors.
 """
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from lazyfs.cache.pins import PinSet, apart, is_apart, load
 from lazyfs.cache.records import (
@@ -36,6 +36,7 @@ from lazyfs.cache.records import (
     segment_key,
     segment_size,
     sound,
+    taken_in,
 )
 from lazyfs.cache.sums import seal
 from lazyfs.cache.tables import LRU_KEY_SIZE, Tables, Transaction
@@ -136,12 +137,12 @@ class Ledger:
         """Whether the chunk is present, or here in part."""
         key = segment_key(object_id, number // SEGMENT_CHUNKS)
         value = self._txn.get(key, db=self._at.segments)
-        return value is not None and sound(key, value) and bool(_taken(value) >> number % SEGMENT_CHUNKS & 1)
+        return value is not None and sound(key, value) and bool(taken_in(value) >> number % SEGMENT_CHUNKS & 1)
 
     def _has_parts(self, object_id: bytes, but: bytes = b"") -> bool:
         """Whether chunks of the object are here in part, in segments other than `but`."""
-        values = (self._txn.get(key, db=self._at.segments) for key in self._segments_of(object_id) if key != but)
-        return any(value is not None and len(value) >= HEAD.size and parts_in(value) for value in values)
+        found = ((key, self._txn.get(key, db=self._at.segments)) for key in self._segments_of(object_id) if key != but)
+        return any(value is not None and sound(key, value) and parts_in(value) for key, value in found)
 
     def claims(self) -> dict[int, list[Run]]:
         """What every daemon is writing."""
@@ -252,7 +253,7 @@ class Ledger:
             return 0
         generation, last_use, bits = HEAD.unpack_from(value)
         run = Run(object_id, generation, number, number + 1)
-        taken = _taken(value) >> place & 1
+        taken = taken_in(value) >> place & 1
         if not taken or any(run.overlaps(other) for runs in self.claims().values() for other in runs):
             return 0
         sums, begin = bytearray(value[HEAD.size : -8]), place * CHUNK_SUMS
@@ -283,7 +284,7 @@ class Ledger:
         run = Run(object_id, generation, segment * SEGMENT_CHUNKS, (segment + 1) * SEGMENT_CHUNKS)
         if any(run.overlaps(other) for other in mine):
             return None
-        bits, taken = HEAD.unpack_from(value)[2], _taken(value)
+        bits, taken = HEAD.unpack_from(value)[2], taken_in(value)
         if present <= bits.bit_count() and not mine and not self._has_parts(object_id, but=key):
             return self._bury_object(object_id, found)
         self._txn.delete(key, db=self._at.segments)
@@ -295,25 +296,24 @@ class Ledger:
         generation, size, present = OBJECT.unpack_from(found)
         freed = present * CHUNK_SIZE
         # Those that there are, and not those that the size says: a damaged record says 2^60 bytes.
-        for key in self._segments_of(object_id):
+        for key in list(self._segments_of(object_id)):
             segment = int.from_bytes(key[len(object_id) :], "big")
             value = self._txn.pop(key, db=self._at.segments)
             if value is not None and len(value) >= HEAD.size:
                 _, last_use, bits = HEAD.unpack_from(value)
                 self._forget_use(last_use, key)
                 # Only the last chunk takes less than the others, if it is here.
-                freed += segment_size(size, segment, _taken(value)) - bits.bit_count() * CHUNK_SIZE
+                taken = taken_in(value) if sound(key, value) else bits
+                freed += segment_size(size, segment, taken) - bits.bit_count() * CHUNK_SIZE
         self._txn.delete(object_id, db=self._at.objects)
         return self._put_grave(Run(object_id, generation, 0, WHOLE_FILE), freed)
 
-    def _segments_of(self, object_id: bytes) -> list[bytes]:
-        keys = []
+    def _segments_of(self, object_id: bytes) -> Iterator[bytes]:
         with self._txn.cursor(self._at.segments) as cursor:
             more = cursor.set_range(object_id)
             while more and bytes(cursor.key()[: len(object_id)]) == object_id:
-                keys.append(bytes(cursor.key()))
+                yield bytes(cursor.key())
                 more = cursor.next()
-        return keys
 
     # ---- records
 
@@ -349,11 +349,6 @@ class Ledger:
 
     def _change_used(self, change: int) -> None:
         self._txn.put(USED, max(0, self._used() + change).to_bytes(8, "little"), db=self._at.meta)
-
-
-def _taken(record: bytes | memoryview) -> int:
-    """The bits of the chunks of a segment that take room: those that are present, and those that are here in part."""
-    return int(HEAD.unpack_from(record)[2]) | parts_in(record)
 
 
 def _name(daemon: int) -> bytes:

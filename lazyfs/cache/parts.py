@@ -9,7 +9,10 @@ fetched whole.
 Must not know how a touch is told from a stream, nor how a flight brings bytes. Loop thread only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import trio
 
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.flights import Flights
@@ -33,7 +36,11 @@ class Piece:
 class Parts:
     """Parts of chunks, by way of the flights of a cache."""
 
-    def __init__(self, *, disk: Disk, flights: Flights, writer: Writer, workers: Workers) -> None:
+    def __init__(
+        self, *, disk: Disk, flights: Flights, writer: Writer, workers: Workers, copies: Mapping[str, trio.Semaphore]
+    ) -> None:
+        """`copies`: how many reads of each origin may hold a copy while they wait for more."""
+        self._copies = copies
         self._disk = disk
         self._flights = flights
         self._writer = writer
@@ -87,8 +94,12 @@ class Parts:
             if flight.came is None:
                 return None
             came = flight.came[max(0, start - begin) : stop - begin]
-        before = await self._from_disk(version, pieces, start, max(start, begin))
-        after = await self._from_disk(version, pieces, max(start, min(end, stop)), stop)
+            if begin <= start and stop <= end:
+                return came
+        # Copies held while something else is waited for are memory beyond the budget.
+        async with self._copies[version.origin]:
+            before = await self._from_disk(version, pieces, start, max(start, begin))
+            after = await self._from_disk(version, pieces, max(start, min(end, stop)), stop)
         return None if before is None or after is None else before + came + after
 
     def _piece(self, version: ObjectVersion, number: int, start: int, stop: int) -> Piece:

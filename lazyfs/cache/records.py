@@ -124,6 +124,11 @@ def parts_in(record: bytes | memoryview) -> int:
     return sum(1 << place for place in parts if not bits >> place & 1)
 
 
+def taken_in(record: bytes | memoryview) -> int:
+    """Of a segment, the bits of the chunks that take room: those that are present, and those that are here in part."""
+    return int(HEAD.unpack_from(record)[2]) | parts_in(record)
+
+
 def segment_size(size: int, segment: int, bits: int) -> int:
     """Disk bytes of these chunks of a segment of an object of `size` bytes."""
     last, place = divmod(-(-size // CHUNK_SIZE) - 1, SEGMENT_CHUNKS)

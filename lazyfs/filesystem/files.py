@@ -5,7 +5,7 @@ they come through.
 """
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ class OpenFile:
         self._streams = Streams(file.version.size, budget)
         self._opened = opened
         # Where reads that wait begin, of which nothing beside their bytes is wanted.
-        self._alone: set[int] = set()
+        self._alone: Counter[int] = Counter()
         # Bytes of the shards after this one that were set on their way, and whether there may be more of them.
         self._beyond, self._follows = 0, True
 
@@ -89,9 +89,9 @@ class OpenFile:
         plan = self._streams.observe(offset, stop)
         for start, end in plan.dropped:
             self._cache.drop(version, start, end)
-        if plan.alone and self._cache.apart(version, offset, stop):
+        alone = plan.alone and self._cache.apart(version, offset, stop)
+        if alone:
             plan.reached(0, plan.ranges[0][0])
-            self._alone.add(offset)
         elif not (plan.touch and stop - offset <= SMALL_READ):
             self._start(plan, offset, stop)
         if self._follows and 8 * stop >= version.size:
@@ -101,21 +101,30 @@ class OpenFile:
         found = self._cache.now(version, offset, stop)
         if found is None:
             self._streams.waiting += 1
+            if alone:
+                self._alone[offset] += 1
         else:
-            self._alone.discard(offset)
             self._served(found)
         return found
 
     async def wait(self, offset: int, size: int) -> memoryview | bytes:
         """The bytes that `now` could not give."""
-        version, alone = self.file.version, offset in self._alone
+        version, alone = self.file.version, self._left(offset)
         try:
             found = await self._cache.wait(version, offset, min(offset + size, version.size), alone=alone)
         finally:
             self._streams.waiting -= 1
-            self._alone.discard(offset)
         self._served(found)
         return found
+
+    def _left(self, offset: int) -> bool:
+        """Whether one of the reads from here on that wait is one beside whose bytes nothing is wanted; one less is."""
+        if self._alone and offset in self._alone:
+            self._alone[offset] -= 1
+            if not self._alone[offset]:
+                del self._alone[offset]
+            return True
+        return False
 
     def _served(self, found: memoryview | bytes) -> None:
         if not self._read_bytes:

@@ -187,7 +187,8 @@ class Commands:
 
         def find() -> tuple[list[catalogue.Known], int]:
             held = PinSet(()) if arguments.get("pinned") == "1" else catalogue.pins(index)
-            there = [one for one in catalogue.known(index) if one.present and below(one)]
+            under = (one for one in catalogue.known(index) if below(one))
+            there = [one for one in under if one.present or catalogue.holds(index, one.object_id)]
             going = [one for one in there if not held.cover(one.place, one.key)]
             return going, len(there) - len(going)
 
@@ -201,7 +202,7 @@ class Commands:
                 freed, left = freed + more, left + busy
             if not left:
                 break
-            going = [one for one in going if index.present_chunks(one.object_id)]
+            going = [one for one in going if catalogue.holds(index, one.object_id)]
         return {"freed": freed, "files": files, "pinned": pinned, "busy": left and len(going)}
 
     # ---- export

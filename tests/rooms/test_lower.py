@@ -10,14 +10,16 @@ import pytest
 
 from lazyfs.cache.digest import from_bytes, from_sums
 from lazyfs.cache.directory import CacheDirectory
+from lazyfs.cache.disk import Verified
 from lazyfs.cache.layers import LayeredDisk
 from lazyfs.cache.lower import LowerLayer, lower_layer
 from lazyfs.cache.packing import pack, time_of, unpack
 from lazyfs.cache.records import LOWER, MIXED
+from lazyfs.cache.sums import block_sums
 from lazyfs.cache.verdicts import Verdict
 from lazyfs.cache.verdicts import pack as pack_verdict
 from lazyfs.cache.verdicts import unpack as unpack_verdict
-from lazyfs.objects import CHUNK_SIZE, Checksums, Listing, ObjectInfo
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, Checksums, Listing, ObjectInfo
 from tests.rooms.building import CacheMaker, chunk_on, keep, object_files, pattern, version_of
 
 DATA = pattern(3 * CHUNK_SIZE + 100)
@@ -125,6 +127,23 @@ def test_verdicts_are_of_the_bytes_that_were_looked_at(opened: Callable[[], Laye
     found = unpack_verdict(disk.verdict(OTHER.object_id))
     assert found is not None
     assert (found.held, found.generation) == ("sha256", disk.generation(OTHER)), "what is here was evicted"
+
+
+def test_a_part_here_is_not_taken_for_damage_below(opened: Callable[[], LayeredDisk]) -> None:
+    """A chunk of the layer goes before a part of it that is here: of the two it is what was found damaged."""
+    disk = opened()
+    view = memoryview(DATA)[CHUNK_SIZE : CHUNK_SIZE + BLOCK_SIZE]
+    assert disk.keep([Verified(VERSION, 1, view, block_sums(view))]) == 1
+    kept = disk.kept(VERSION.object_id, 1, partly=True)
+    assert kept is not None
+    assert kept.generation >= LOWER
+    disk.discard(VERSION, 1)
+    kept = disk.kept(VERSION.object_id, 1, partly=True)
+    assert kept is not None
+    assert kept.generation < LOWER
+    assert disk.read_part(VERSION, 1, kept, 5, 77) == DATA[CHUNK_SIZE + 5 : CHUNK_SIZE + 77]
+    disk.discard(VERSION, 1)
+    assert disk.kept(VERSION.object_id, 1, partly=True) is None
 
 
 def test_what_is_wrong_in_the_layer_is_not_there(opened: Callable[[], LayeredDisk], layer: Path) -> None:

@@ -8,11 +8,12 @@ import pytest
 import trio
 import trio.testing
 
+from lazyfs.cache.catalogue import holds
 from lazyfs.cache.checking import check
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Memory
-from lazyfs.cache.records import chunk_size
+from lazyfs.cache.records import ABSENT, HEAD, Run, chunk_size, segment_key
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.sweep import entries
 from lazyfs.errors import CacheUnavailable, ObjectChanged
@@ -177,6 +178,37 @@ def test_a_power_failure_does_not_cost_parts(caches: CacheMaker) -> None:
     assert list(entries(disk.index).values()) == [3 * MIB]
 
 
+def test_parts_alone_can_be_dropped(caches: CacheMaker) -> None:
+    """`lazyfs evict` sees an object of which no chunk is whole, and says so when it cannot go now."""
+    data = pattern(2 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    empty = spoken_for(disk)
+    disk.keep([part(version, data, 0, 9, 16)])
+    assert holds(disk.index, version.object_id)
+    assert not holds(disk.index, version_of("other", data).object_id)
+    run = Run(version.object_id, disk.index.generation(version), 1, 2)
+    assert disk.index.claim(77, [run], MIB, 64 * MIB)
+    assert disk.drop([version.object_id]) == (0, 1)
+    disk.index.settle(77, [])
+    assert disk.drop([version.object_id]) == (MIB, 0)
+    assert not holds(disk.index, version.object_id)
+    assert spoken_for(disk) == empty
+
+
+def test_a_damaged_record_frees_no_more_than_it_says(caches: CacheMaker) -> None:
+    """One that is not sound may have anything among its checksums."""
+    data = pattern(MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+    key = segment_key(version.object_id, 0)
+    with disk.index.change() as (txn, tables):
+        value = bytes(txn.get(key, db=tables.segments) or b"")
+        txn.put(key, value[: HEAD.size] + ABSENT * ((len(value) - HEAD.size) // 8), db=tables.segments)
+    assert disk.drop([version.object_id]) == (MIB, 0)
+
+
 # ---- for readers
 
 
@@ -252,6 +284,22 @@ async def test_whoever_wants_the_chunk_has_it_fetched_whole(caches: CacheMaker) 
     assert store.gets() == [(448 * KIB, 1536 * KIB), (0, MIB)]
     assert chunk_on(disk, version, 0) == data[:MIB]
     assert there(disk, version, 1) == [*range(8)]
+
+
+async def test_a_stream_plans_again_what_comes_in_part_only(caches: CacheMaker) -> None:
+    """What is set on its way ends before a chunk of which only a part is, and is told to."""
+    store, disk = MemoryStore(), caches.open()
+    version = store.put("k", pattern(4 * MIB))
+    valve = Valve()
+    store.valve = lambda call: valve
+    async with running(store, disk) as cache, trio.open_nursery() as nursery:
+        nursery.start_soon(alone, cache, version, 1536 * KIB, 2560 * KIB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert cache.start(version, 0, 4 * MIB, demand=0) == MIB
+        assert cache.start(version, 2 * MIB, 4 * MIB, demand=0) == 2 * MIB
+        valve.open()
+    async with running(store, disk) as cache:
+        assert cache.start(version, 0, 4 * MIB, demand=0) == 4 * MIB
 
 
 async def test_a_part_that_fails_is_an_error_and_leaves_nothing(caches: CacheMaker) -> None:
