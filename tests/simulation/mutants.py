@@ -71,9 +71,6 @@ MUTANTS = {
     ),
     "blocks that are not here are read": Edit(PARTS, "if kept and not kept.lacks(start, stop)", "if kept"),
     "what is on disk after a part is left out": Edit(PARTS, "before + came + after", "before + came"),
-    "damaged parts stay on disk": Edit(
-        PARTS, "await self._flights.found_wrong(version, piece.number, piece.kept, low, high)", "pass"
-    ),
     # Patience.
     "a failed read keeps its place": Edit(
         FETCH,

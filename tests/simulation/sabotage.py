@@ -51,7 +51,7 @@ class Swapped(SimulatedDisk):
 
     def keep(self, chunks: Sequence[Verified]) -> int:
         """Every second one."""
-        return super().keep([Verified(c.version, c.number ^ 1, c.view, c.sums) for c in chunks])
+        return super().keep([Verified(c.version, c.number ^ 1, c.view, c.sums, c.block) for c in chunks])
 
 
 class Hasty(SimulatedStore):

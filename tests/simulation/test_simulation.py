@@ -27,7 +27,7 @@ LIES = {
     "hasty-store": "wrong bytes",
     "leaking-gate": "left in the end: .* places in use|hangs",
     "lost-result": "hangs",
-    "swapped-chunks": "wrong bytes",
+    "swapped-chunks": "wrong bytes|is taken for wrong",
     "wrong-block": "wrong bytes",
 }
 """What lies, and what is said of it."""
