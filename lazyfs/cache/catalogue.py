@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lazyfs.cache.index import Index
+from lazyfs.cache.ledger import Ledger
 from lazyfs.cache.pins import PinSet, load
-from lazyfs.cache.records import HEAD, OBJECT, names_of, taken_in
+from lazyfs.cache.records import OBJECT, names_of
 from lazyfs.objects import CHUNK_SIZE
 
 AT_ONCE = 1000
@@ -52,13 +53,8 @@ def known(index: Index) -> Iterator[Known]:
 
 def holds(index: Index, object_id: bytes) -> bool:
     """Whether anything of the object takes room on disk: chunks, or parts of such."""
-    with index.look() as (txn, tables), txn.cursor(tables.segments) as cursor:
-        more = cursor.set_range(object_id)
-        while more and bytes(cursor.key()[: len(object_id)]) == object_id:
-            if len(cursor.value()) >= HEAD.size and taken_in(cursor.value()):
-                return True
-            more = cursor.next()
-    return False
+    with index.look() as (txn, tables):
+        return Ledger(txn, tables).holds(object_id)
 
 
 def pins(index: Index) -> PinSet:

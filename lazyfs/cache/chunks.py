@@ -209,7 +209,7 @@ class ChunkCache:
     async def wait(
         self, version: ObjectVersion, start: int, stop: int, *, alone: bool = False
     ) -> memoryview | bytes:
-        """What `read` gives, as soon as it is here. `alone`: they are `apart`, and nothing beside them is wanted."""
+        """What `read` gives, as soon as it is here. `alone`: the bytes are `apart`, and nothing else is wanted."""
         if self.barred:
             await self.barred.passed(version)
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE

@@ -26,12 +26,12 @@ import time
 from collections.abc import Iterator, Sequence
 
 from lazyfs.cache import readback
+from lazyfs.cache.answer import Answer
 from lazyfs.cache.batches import Verified as Verified  # noqa: PLC0414 - others know it from here
 from lazyfs.cache.batches import in_runs
 from lazyfs.cache.catalogue import holds, pins
 from lazyfs.cache.directory import CacheDirectory, unusable
 from lazyfs.cache.index import Index
-from lazyfs.cache.ledger import Answer
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.opening import open_index
 from lazyfs.cache.records import Kept, Run, Written, chunk_size

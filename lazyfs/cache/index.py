@@ -13,14 +13,15 @@ begins and ends in one call, hence on one thread.
 
 Tables (integers big-endian in keys, so that byte order is number order):
   objects   object_id -> generation u32, size u64, present chunks u32, and as text the key, NUL, the bucket
-  segments  object_id + segment u32 -> generation u32, last use u64, presence u64, 64 x 16 checksums of 8 bytes, seal
+  segments  object_id + segment u32 -> generation u32, last use u64, presence u64, 64 x 16 checksums of 8 bytes, seal;
+            of a chunk that is here in part no presence bit, and ABSENT for each block that is not; see `records.py`
   lru       last use u64 + object_id + segment u32 -> nothing; as many entries as segments; see `pins.py`
   claims    daemon u64 -> bytes reserved u64, and the runs of chunks they are for
   graves    object_id + generation u32 + first u32 + stop u32 -> bytes u64 that leave the disk when it is dug
   verdicts  object_id -> what became of comparing all of its bytes, as `verdicts.py` packs it
   listings  16 bytes for bucket and prefix -> a listing, as `listings.py` packs it
   pins      16 bytes for bucket and key -> what eviction leaves alone, as `pins.py` packs it
-  meta      "used" -> bytes of disk spoken for by present chunks, claims and graves together
+  meta      "used" -> bytes of disk spoken for by chunks, those here in part included, claims and graves together
 """
 
 import contextlib
@@ -35,7 +36,8 @@ from typing import Any
 
 import lmdb
 
-from lazyfs.cache.ledger import USED, Answer, Ledger, Lent, not_lent
+from lazyfs.cache.answer import Answer
+from lazyfs.cache.ledger import USED, Ledger, Lent, not_lent
 from lazyfs.cache.records import (
     CHUNK_SUMS,
     HEAD,

@@ -1,8 +1,9 @@
 """What one write transaction does to the index: the books of presence and space, and nothing that opens or commits.
 
 Every byte of disk is spoken for by exactly one of three: a chunk that is present, a claim (about to be written), or a
-grave (about to leave the disk). The rules that make it safe for several daemons, any of which may be killed at any
-step, are two, and hold because write transactions of all processes come one after the other:
+grave (about to leave the disk). A chunk of which only some blocks are here speaks for all of its bytes. The rules that
+make it safe for several daemons, any of which may be killed at any step, are two, and hold because write transactions
+of all processes come one after the other:
 
   No claim overlaps a grave. What is to be cleared is written by nobody until it is cleared, so whoever digs a grave,
   now or after a restart, can hit no byte of somebody else.
@@ -11,9 +12,9 @@ step, are two, and hold because write transactions of all processes come one aft
 Must not know lmdb itself (a transaction is given), paths or descriptors.
 """
 
-import enum
 from collections.abc import Callable, Iterable, Iterator
 
+from lazyfs.cache.answer import Answer
 from lazyfs.cache.pins import PinSet, apart, is_apart, load
 from lazyfs.cache.records import (
     ABSENT,
@@ -52,22 +53,6 @@ Lent = Callable[[bytes, int], bool]
 def not_lent(_object_id: bytes, _generation: int) -> bool:
     """Where no file is ever lent."""
     return False
-
-
-class Answer(enum.Enum):
-    """To a claim; true if it was granted.
-
-    NO_ROOM: beyond the bound. BLOCKED: a grave is in its place, or an earlier claim of this daemon was never settled;
-    tidying up ends both. STALE: the object file has another generation by now.
-    """
-
-    GRANTED = "granted"
-    NO_ROOM = "no room"
-    BLOCKED = "blocked"
-    STALE = "stale"
-
-    def __bool__(self) -> bool:
-        return self is Answer.GRANTED
 
 
 class Ledger:
@@ -141,8 +126,11 @@ class Ledger:
 
     def _has_parts(self, object_id: bytes, but: bytes = b"") -> bool:
         """Whether chunks of the object are here in part, in segments other than `but`."""
-        found = ((key, self._txn.get(key, db=self._at.segments)) for key in self._segments_of(object_id) if key != but)
-        return any(value is not None and sound(key, value) and parts_in(value) for key, value in found)
+        return any(parts_in(value) for key, value in self._records_of(object_id) if key != but)
+
+    def holds(self, object_id: bytes) -> bool:
+        """Whether anything of the object takes room on disk: chunks, or parts of such."""
+        return any(taken_in(value) for _, value in self._records_of(object_id))
 
     def claims(self) -> dict[int, list[Run]]:
         """What every daemon is writing."""
@@ -307,6 +295,13 @@ class Ledger:
                 freed += segment_size(size, segment, taken) - bits.bit_count() * CHUNK_SIZE
         self._txn.delete(object_id, db=self._at.objects)
         return self._put_grave(Run(object_id, generation, 0, WHOLE_FILE), freed)
+
+    def _records_of(self, object_id: bytes) -> Iterator[tuple[bytes, bytes | memoryview]]:
+        """The object's segments whose records are sound."""
+        for key in self._segments_of(object_id):
+            value = self._txn.get(key, db=self._at.segments)
+            if value is not None and sound(key, value):
+                yield key, value
 
     def _segments_of(self, object_id: bytes) -> Iterator[bytes]:
         with self._txn.cursor(self._at.segments) as cursor:

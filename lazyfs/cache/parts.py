@@ -2,9 +2,9 @@
 chunks between which a touch lies only its blocks are brought.
 
 The kernel reads as much around a fault of a mapped file as it would read ahead, 1 MiB that lies in two chunks nearly
-always: 200 random touches of a cold GiB fetched 1.7 MiB each, and 0.96 so. What was brought is kept as parts of those
-chunks, so that the next touch there, or the next daemon, finds it on disk; whoever wants such a chunk whole has it
-fetched whole.
+always: 200 random touches of a cold GiB fetched 1.7 MiB each, and 0.90 to 0.99 so. What was brought is kept as parts of
+those chunks, so that the next touch there, or the next daemon, finds it on disk; whoever wants such a chunk whole has
+it fetched whole.
 
 Must not know how a touch is told from a stream, nor how a flight brings bytes. Loop thread only.
 """

@@ -12,9 +12,6 @@ of a walk. A young run plans nothing ahead. It becomes a run with its second rea
 with its fourth where many began of which nothing came.
 """
 
-from collections import OrderedDict
-from itertools import islice
-
 from lazyfs.objects import CHUNK_SIZE, align_down, align_up
 from lazyfs.reading.beyond import beyond
 from lazyfs.reading.plans import NOTHING, Plan
@@ -27,25 +24,19 @@ from lazyfs.reading.windows import (
     AT_ONCE,
     EARLIEST,
     FILE_BEGIN,
-    FIRST_SLACK,
     LARGEST_WINDOW,
     REMEMBERED,
     SLACK,
     Budget,
 )
+from lazyfs.reading.young import Young
 
 __all__ = ["Budget", "Streams"]
-
-MOST_YOUNG = 256
-"""Young runs remembered; of 256 random pages of 1 GiB, the next touch is beside one once in 500 touches."""
 
 YOUNG = 32
 """A young run older than so many beginnings needs more reads to become a run, and so do all when half as many again
 began and none became one. Of 1 MiB reads at random whole MiB of 4 GiB, where chance makes the most neighbours, 4,000
 fetch up to 1.1 % more than their chunks; at random pages nothing."""
-
-NEIGHBOURS = 16
-"""Young runs that a small read may go on with though there is a gap."""
 
 LARGEST_ELEMENT = 2 * CHUNK_SIZE
 """Elements up to this size that lie one below the other are a run downwards; SLACK covers the reads in one."""
@@ -59,8 +50,8 @@ class Streams:
         self._budget = budget
         self._reads = 0
         self._births = 0
-        # The beginning at which something last became of one; and that at which it was no chance.
-        self._fruitful = self._proved = 0
+        # The beginning at which something last became of one, and not by chance.
+        self._fruitful = 0
         self._table = Table(budget)
         self._strides = Strides()
         self.tensors = Tensors(size)
@@ -68,9 +59,7 @@ class Streams:
         taken to read all of it."""
         self.waiting = 0
         """Reads that are not answered yet."""
-        # Young runs by where they end, and by where they begin.
-        self._young: OrderedDict[int, Run] = OrderedDict()
-        self._young_low: dict[int, Run] = {}
+        self._young = Young()
 
     def __len__(self) -> int:
         return len(self._table) + len(self._young)
@@ -88,7 +77,7 @@ class Streams:
             return NOTHING if part is None else self._plan([part], run)
         found = self._table.find(start, stop)
         if found is None:
-            young = self._neighbour(start, stop)
+            young = self._young.neighbour(start, stop)
             return self._begin(start, stop) if young is None else self._grow(young, start, stop)
         if found.step > 0 and start - found.high >= CHUNK_SIZE:
             jumped = self._jump(found, start, stop)
@@ -125,7 +114,6 @@ class Streams:
             unread += self._abandon(stride)
         self._strides = Strides()
         self._young.clear()
-        self._young_low.clear()
         return unread
 
     # ---- runs
@@ -176,7 +164,6 @@ class Streams:
     def _establish(self, run: Run, step: int) -> None:
         """From here on it is a run."""
         run.step = step
-        self._fruitful = self._births
         self.tensors.went_elsewhere(self._table.front)
         if step < 0:
             return
@@ -200,18 +187,9 @@ class Streams:
     def _need(self, start: int, stop: int) -> Range:
         return align_down(start), min(self._size, align_up(stop))
 
-    def _neighbour(self, start: int, stop: int) -> Run | None:
-        """The young run that this read goes on with."""
-        found = self._young.get(start) or self._young_low.get(stop)
-        if found is None and stop - start <= FIRST_SLACK:
-            for run in islice(reversed(self._young.values()), NEIGHBOURS):
-                if 0 < start - run.high <= FIRST_SLACK:
-                    return run
-        return found
-
     def _grow(self, run: Run, start: int, stop: int) -> Plan:
         """A neighbour of a young run, which may be a run now."""
-        self._forget_young(run)
+        self._young.forget(run)
         run.last = self._reads
         first, last = self._need(start, stop)
         if start >= run.high:
@@ -228,25 +206,12 @@ class Streams:
         if step and max(stop, run.high) - min(start, run.low) >= EARLIEST:
             if step < 0:
                 run.frontier = max(last, align_down(run.low))
-            self._proved = self._births if at_once else self._proved
+            self._fruitful = self._births if at_once else self._fruitful
             self._establish(run, step)
             return self._go_on(run, start, stop)
         run.low, run.high, run.frontier = min(run.low, start), max(run.high, stop), max(run.frontier, last)
-        self._remember(run)
+        self._young.remember(run)
         return Plan(((first, last),), (), run, alone=self._is_alone(start, stop)) if first < last else NOTHING
-
-    def _remember(self, run: Run) -> None:
-        self._young[run.high] = run
-        self._young.move_to_end(run.high)
-        self._young_low[run.low] = run
-        if len(self._young) > MOST_YOUNG:
-            self._forget_young(next(iter(self._young.values())))
-
-    def _forget_young(self, run: Run) -> None:
-        if self._young.get(run.high) is run:
-            del self._young[run.high]
-        if self._young_low.get(run.low) is run:
-            del self._young_low[run.low]
 
     def _begin(self, start: int, stop: int) -> Plan:
         """A read that goes on with nothing: bring its chunks and, if it is a step of a walk, what comes next."""
@@ -268,7 +233,7 @@ class Streams:
             shortest = min(each.high - each.element for each in chain[:-1])
             if gap > -CHUNK_SIZE and abs(step) - shortest < CHUNK_SIZE:
                 return self._merge(run, chain, 1 if step > 0 else -1)
-        self._remember(run)
+        self._young.remember(run)
         broken = self._strides.broken(self._births)
         given_up = () if broken is None else tuple(self._abandon(broken))
         front = self._table.front
@@ -284,7 +249,7 @@ class Streams:
     @property
     def _scattered(self) -> bool:
         """Whether nothing came of so many beginnings that were answered that the next is one of those."""
-        return self._births - self._proved - self.waiting >= ALONE
+        return self._births - self._fruitful - self.waiting >= ALONE
 
     def _is_alone(self, start: int, stop: int) -> bool:
         return self._scattered and align_down(start) + CHUNK_SIZE < stop
@@ -316,10 +281,10 @@ class Streams:
         """Steps so close that they leave no chunk out are a run."""
         start, stop = run.low, run.high
         for each in chain:
-            self._forget_young(each)
+            self._young.forget(each)
         run.low = min(each.low for each in chain)
         run.high = start if step > 0 else max(each.high for each in chain)
-        self._proved = self._births
+        self._fruitful = self._births
         self._establish(run, step)
         run.expect = 0
         run.frontier = align_down(chain[-2].low) if step < 0 else max(align_down(start), chain[-2].frontier)
@@ -331,12 +296,12 @@ class Streams:
         pushed = self._strides.add(stride, self._births)
         if pushed is not None:
             dropped += tuple(self._abandon(pushed))
-        self._fruitful = self._proved = self._births
+        self._fruitful = self._births
         return self._step(stride, start, stop, planned=False, dropped=dropped)
 
     def _element(self, stride: Stride, number: int, start: int, stop: int) -> Plan:
         """A read begins element `number` after the current one of a walk."""
-        self._fruitful = self._proved = self._births
+        self._fruitful = self._births
         planned = stride.covers(number, self._need(start, stop))
         self._strides.go_on(stride, start, number, self._births)
         return self._step(stride, start, stop, planned=planned, dropped=())
@@ -349,7 +314,7 @@ class Streams:
             run.frontier = self._need(start, start + stride.length)[1]
             self._table.to_front(run)
         else:
-            self._remember(run)
+            self._young.remember(run)
         parts = stride.ahead(self._largest(stride), self._size)
         if not planned:
             parts.insert(0, (align_down(start), run.frontier))

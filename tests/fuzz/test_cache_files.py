@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazyfs.cache.answer import Answer
 from lazyfs.cache.audit import cut_short
 from lazyfs.cache.directory import MARK, CacheDirectory
 from lazyfs.cache.index import Index
-from lazyfs.cache.ledger import Answer
 from lazyfs.cache.records import (
     HEAD,
     OBJECT,

@@ -52,6 +52,11 @@ def bury(disk: Disk, size: int) -> None:
     disk._dig()
 
 
+def no_space(*_: object) -> None:
+    """In the place of what writes: a full disk."""
+    raise OSError(28, "No space left on device")
+
+
 def object_files(place: Path) -> list[Path]:
     """Every object file below a cache directory."""
     return sorted(path for path in (place / "objects").rglob("*") if path.is_file())

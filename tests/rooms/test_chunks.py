@@ -19,6 +19,7 @@ from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable, Dropped, ObjectChanged, StoreError, Unreachable
 from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
 from tests.rooms.building import CacheMaker, chunk_on, object_files, pattern
+from tests.rooms.caching import caching
 from tests.rooms.memory_store import Call, Fault, MemoryStore, Valve, in_turn
 
 Running = Callable[..., AbstractAsyncContextManager[ChunkCache]]
@@ -42,21 +43,8 @@ def running(store: MemoryStore, disk: Disk) -> Running:
 
     @asynccontextmanager
     async def run(memory: int = 64 * MIB, *, writes: bool = True, ways: int = 32) -> AsyncIterator[ChunkCache]:
-        async with trio.open_nursery() as nursery:
-            made = Memory(memory)
-            cache = ChunkCache(store=store, disk=disk, memory=made, nursery=nursery, span_size=8 * MIB, ways=ways)
-            if writes:
-                nursery.start_soon(cache.writer.run)
+        async with caching(store, disk, memory, writes=writes, ways=ways) as cache:
             yield cache
-            while cache._flights:
-                await trio.testing.wait_all_tasks_blocked()
-                await trio.lowlevel.checkpoint()
-            await cache.writer.flush()
-            await cache.writer.step(lambda: None)
-            await trio.testing.wait_all_tasks_blocked()
-            assert cache.idle()
-            assert made.statistics().lent == 0
-            nursery.cancel_scope.cancel()
 
     return run
 

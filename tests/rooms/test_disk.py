@@ -20,6 +20,7 @@ from tests.rooms.building import (
     bury,
     chunk_on,
     keep,
+    no_space,
     object_files,
     pattern,
     verified,
@@ -276,10 +277,7 @@ def test_a_write_that_fails_is_cleared(caches: CacheMaker, monkeypatch: pytest.M
     disk = caches.open()
     used = disk.used()
 
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(disk._files, "write", fail)
+    monkeypatch.setattr(disk._files, "write", no_space)
     with pytest.raises(CacheUnavailable, match="No space left"):
         keep(disk, version_of("k", data), data, range(2))
     assert disk.used() - used < 64 * 1024

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from lazyfs.cache.answer import Answer
 from lazyfs.cache.index import VERDICTS_BESIDE, Index
-from lazyfs.cache.ledger import Answer
 from lazyfs.cache.records import WHOLE_FILE, Run, Written, disk_size
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCKS_PER_CHUNK, CHUNK_SIZE, MIB, SEGMENT_CHUNKS, ObjectVersion

@@ -1,6 +1,6 @@
 """Parts of chunks: blocks that are kept without the rest of their chunk, what that costs, and who may not see them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from lazyfs.cache.catalogue import holds
 from lazyfs.cache.checking import check
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.disk import Disk, Verified
-from lazyfs.cache.memory import Memory
 from lazyfs.cache.records import ABSENT, HEAD, Run, chunk_size, segment_key
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.sweep import entries
@@ -20,7 +19,8 @@ from lazyfs.errors import CacheUnavailable, ObjectChanged
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, GIB, KIB, MIB, ObjectVersion
 from lazyfs.reading.streams import Streams
 from lazyfs.reading.windows import ALONE, Budget
-from tests.rooms.building import CacheMaker, allocated, bury, chunk_on, keep, pattern, version_of
+from tests.rooms.building import CacheMaker, allocated, bury, chunk_on, keep, no_space, pattern, version_of
+from tests.rooms.caching import caching
 from tests.rooms.memory_store import Fault, MemoryStore, Valve, in_turn
 
 
@@ -156,10 +156,7 @@ def test_a_write_that_fails_leaves_the_parts_before_it(
     disk.keep([part(version, data, 0, 9, 16)])
     used = spoken_for(disk)
 
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(disk._files, "write", fail)
+    monkeypatch.setattr(disk._files, "write", no_space)
     with pytest.raises(CacheUnavailable, match="No space left"):
         keep(disk, version, data, range(2))
     monkeypatch.undo()
@@ -212,26 +209,23 @@ def test_a_damaged_record_frees_no_more_than_it_says(caches: CacheMaker) -> None
 # ---- for readers
 
 
-@asynccontextmanager
-async def running(store: MemoryStore, disk: Disk, memory: int = 64 * MIB) -> AsyncIterator[ChunkCache]:
-    """A chunk cache for a while; in the end nothing is on its way, pinned or lent."""
-    async with trio.open_nursery() as nursery:
-        made = Memory(memory)
-        cache = ChunkCache(store=store, disk=disk, memory=made, nursery=nursery, span_size=8 * MIB)
-        nursery.start_soon(cache.writer.run)
-        yield cache
-        while cache._flights:
-            await trio.testing.wait_all_tasks_blocked()
-            await trio.lowlevel.checkpoint()
-        await cache.writer.settled()
-        assert cache.idle()
-        assert made.statistics().lent == 0
-        nursery.cancel_scope.cancel()
-
-
 async def alone(cache: ChunkCache, version: ObjectVersion, start: int, stop: int) -> bytes:
     """A read of which nothing beside its bytes is wanted."""
     return bytes(await cache.wait(version, start, stop, alone=True))
+
+
+@asynccontextmanager
+async def on_its_way(
+    store: MemoryStore, disk: Disk, version: ObjectVersion, start: int
+) -> AsyncIterator[tuple[ChunkCache, Callable[[], None]]]:
+    """A cache while a touch of 1 MiB from `start` on waits for its bytes, and what lets them come."""
+    valve = Valve()
+    store.valve = lambda call: valve
+    async with caching(store, disk) as cache, trio.open_nursery() as nursery:
+        nursery.start_soon(alone, cache, version, start, start + MIB)
+        await trio.testing.wait_all_tasks_blocked()
+        yield cache, valve.open
+        valve.open()
 
 
 async def test_only_blocks_are_fetched_once(caches: CacheMaker) -> None:
@@ -241,7 +235,7 @@ async def test_only_blocks_are_fetched_once(caches: CacheMaker) -> None:
     data = pattern(4 * MIB)
     version = store.put("k", data)
     touch = MIB - 512 * KIB + 4096
-    async with running(store, disk) as cache:
+    async with caching(store, disk) as cache:
         assert await alone(cache, version, touch, touch + MIB) == data[touch : touch + MIB]
         assert store.gets() == [(512 * KIB, MIB + 576 * KIB)]
         await cache.writer.settled()
@@ -253,7 +247,7 @@ async def test_only_blocks_are_fetched_once(caches: CacheMaker) -> None:
         assert await alone(cache, version, before, before + MIB) == data[before : before + MIB]
         assert store.gets()[2:] == [(256 * KIB, 512 * KIB)]
         assert cache.statistics().misses == 4
-    async with running(store, disk) as cache:
+    async with caching(store, disk) as cache:
         for start in (touch, again, before):
             assert await alone(cache, version, start, start + MIB) == data[start : start + MIB]
         assert bytes(await cache.read(version, 600 * KIB, 604 * KIB)) == data[600 * KIB : 604 * KIB]
@@ -273,7 +267,7 @@ async def test_whoever_wants_the_chunk_has_it_fetched_whole(caches: CacheMaker) 
     async def reader(name: str, start: int, stop: int, only: bool) -> None:
         found[name] = bytes(await cache.wait(version, start, stop, alone=only))
 
-    async with running(store, disk) as cache, trio.open_nursery() as nursery:
+    async with caching(store, disk) as cache, trio.open_nursery() as nursery:
         nursery.start_soon(reader, "touch", 500 * KIB, 1524 * KIB, True)
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(reader, "chunk", 0, MIB, False)
@@ -290,15 +284,10 @@ async def test_a_stream_plans_again_what_comes_in_part_only(caches: CacheMaker) 
     """What is set on its way ends before a chunk of which only a part is, and is told to."""
     store, disk = MemoryStore(), caches.open()
     version = store.put("k", pattern(4 * MIB))
-    valve = Valve()
-    store.valve = lambda call: valve
-    async with running(store, disk) as cache, trio.open_nursery() as nursery:
-        nursery.start_soon(alone, cache, version, 1536 * KIB, 2560 * KIB)
-        await trio.testing.wait_all_tasks_blocked()
+    async with on_its_way(store, disk, version, 1536 * KIB) as (cache, _):
         assert cache.start(version, 0, 4 * MIB, demand=0) == MIB
         assert cache.start(version, 2 * MIB, 4 * MIB, demand=0) == 2 * MIB
-        valve.open()
-    async with running(store, disk) as cache:
+    async with caching(store, disk) as cache:
         assert cache.start(version, 0, 4 * MIB, demand=0) == 4 * MIB
 
 
@@ -307,7 +296,7 @@ async def test_a_part_that_fails_is_an_error_and_leaves_nothing(caches: CacheMak
     store, disk = MemoryStore(), caches.open()
     version = store.put("k", pattern(2 * MIB))
     store.fault = in_turn(Fault(ObjectChanged("k"), after=700 * KIB))
-    async with running(store, disk) as cache:
+    async with caching(store, disk) as cache:
         with pytest.raises(ObjectChanged):
             await alone(cache, version, 512 * KIB, 1536 * KIB)
         await cache.writer.settled()
@@ -321,7 +310,7 @@ async def test_a_reader_that_goes_away_leaves_its_part(caches: CacheMaker) -> No
     version = store.put("k", data)
     valve = Valve()
     store.valve = lambda call: valve
-    async with running(store, disk) as cache:
+    async with caching(store, disk) as cache:
         with trio.move_on_after(0):
             await alone(cache, version, 512 * KIB, 1536 * KIB)
         async with trio.open_nursery() as nursery:
@@ -338,13 +327,13 @@ async def test_damaged_blocks_are_fetched_again(caches: CacheMaker, place: Path)
     store, disk = MemoryStore(), caches.open()
     data = pattern(2 * MIB)
     version = store.put("k", data)
-    async with running(store, disk) as cache:
+    async with caching(store, disk) as cache:
         await alone(cache, version, 512 * KIB, 1536 * KIB)
     [file] = [path for path in (place / "objects").rglob("*") if path.is_file()]
     with file.open("r+b") as written:
         written.seek(CHUNK_SIZE + BLOCK_SIZE)
         written.write(bytes(byte ^ 1 for byte in data[CHUNK_SIZE + BLOCK_SIZE :][:1]))
-    async with running(store, disk) as cache:
+    async with caching(store, disk) as cache:
         assert await alone(cache, version, 512 * KIB, 1536 * KIB) == data[512 * KIB : 1536 * KIB]
         assert cache.statistics().corrupt == 1
         assert sorted(store.gets()[1:]) == [(0, MIB), (MIB, 2 * MIB)]
@@ -362,26 +351,103 @@ async def test_without_memory_chunks_are_brought(caches: CacheMaker) -> None:
     async def reader(cache: ChunkCache, start: int) -> None:
         found[start] = await alone(cache, version, start, start + MIB)
 
-    async with running(store, disk, memory=2 * MIB) as cache, trio.open_nursery() as nursery:
+    async with caching(store, disk, memory=2 * MIB) as cache, trio.open_nursery() as nursery:
         for number in range(5):
             nursery.start_soon(reader, cache, number * MIB + 512 * KIB)
     assert len(found) == 5
     assert all(data[start : start + MIB] == bytes_ for start, bytes_ in found.items())
 
 
-async def test_what_is_forgotten_takes_its_parts_along(caches: CacheMaker) -> None:
-    """Those on their way too: a version whose bytes are wrong has none of them on disk afterwards."""
+@pytest.mark.parametrize("while_the_disk_forgets", [False, True])
+async def test_what_is_forgotten_takes_its_parts_along(
+    caches: CacheMaker, monkeypatch: pytest.MonkeyPatch, while_the_disk_forgets: bool
+) -> None:
+    """Those on their way too, also if they come just then: a version whose bytes are wrong has none of them on disk."""
+    store, disk = MemoryStore(), caches.open()
+    version = store.put("k", pattern(2 * MIB))
+    async with on_its_way(store, disk, version, 512 * KIB) as (cache, come):
+        forget = disk.forget
+
+        async def arrive() -> None:
+            come()
+            while cache.flying:
+                await trio.lowlevel.checkpoint()
+
+        def forgets(one: ObjectVersion) -> None:
+            forget(one)
+            trio.from_thread.run(arrive)
+
+        if while_the_disk_forgets:
+            monkeypatch.setattr(disk, "forget", forgets)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.forget, version)
+            if not while_the_disk_forgets:
+                await trio.testing.wait_all_tasks_blocked()
+                come()
+    assert [there(disk, version, number) for number in range(2)] == [[], []]
+
+
+async def test_a_piece_counts_as_lent_until_the_end(caches: CacheMaker) -> None:
+    """It is pinned until then: an origin that stalls in the second chunk has no more than its share."""
     store, disk = MemoryStore(), caches.open()
     version = store.put("k", pattern(2 * MIB))
     valve = Valve()
     store.valve = lambda call: valve
-    async with running(store, disk) as cache, trio.open_nursery() as nursery:
+    async with caching(store, disk, memory=8 * MIB) as cache, trio.open_nursery() as nursery:
+        flights = cache._flights
         nursery.start_soon(alone, cache, version, 512 * KIB, 1536 * KIB)
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(cache.forget, version)
+        valve.open(512 * KIB)
         await trio.testing.wait_all_tasks_blocked()
+        flight = flights.get((version.object_id, 1))
+        assert flight is not None
+        assert flight.landed == 1
+        assert flights._shares.room(version.origin) == 8 - 2
         valve.open()
-    assert [there(disk, version, number) for number in range(2)] == [[], []]
+    assert flights._shares.room(version.origin) == 8
+
+
+async def test_parts_are_not_taken_for_chunks_as_they_pass(caches: CacheMaker) -> None:
+    """Who is told of each chunk that came, to compare the whole object, hears of those only."""
+    store, disk = MemoryStore(), caches.open()
+    version = store.put("k", pattern(3 * MIB))
+    passed: list[int] = []
+    async with caching(store, disk) as cache:
+        cache.writer.on_fresh = lambda verified: passed.append(verified.number)
+        await alone(cache, version, 512 * KIB, 1536 * KIB)
+        assert passed == []
+        await cache.writer.settled()
+        await alone(cache, version, 1600 * KIB, 2600 * KIB)
+        assert passed == []
+        await cache.read(version, 0, 1)
+        assert passed == [0]
+
+
+async def test_copies_that_wait_for_the_disk_are_few(caches: CacheMaker) -> None:
+    """Bytes that came are copies beside the memory's budget while others are read from disk."""
+    store, disk = MemoryStore(), caches.open()
+    data = pattern(2 * MIB)
+    version = store.put("k", data)
+    found: list[bytes] = []
+
+    async def reader(cache: ChunkCache) -> None:
+        found.append(await alone(cache, version, 768 * KIB, 1792 * KIB))
+
+    async with caching(store, disk) as cache:
+        await alone(cache, version, 512 * KIB, 1536 * KIB)
+        await cache.writer.settled()
+        copies = cache._copies[version.origin]
+        async with trio.open_nursery() as nursery:
+            taken = copies.value
+            for _ in range(taken):
+                await copies.acquire()
+            nursery.start_soon(reader, cache)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(store.gets()) == 2
+            assert copies.statistics().tasks_waiting == 1
+            for _ in range(taken):
+                copies.release()
+    assert found == [data[768 * KIB : 1792 * KIB]]
 
 
 # ---- when

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from lazyfs.objects import CHUNK_SIZE, GIB, KIB, MIB, align_down, align_up
 from lazyfs.reading.plans import Plan
-from lazyfs.reading.streams import MOST_YOUNG, Streams
+from lazyfs.reading.streams import Streams
 from lazyfs.reading.table import LEFT
 from lazyfs.reading.windows import LARGEST_WINDOW, STEP, Budget
+from lazyfs.reading.young import MOST_YOUNG
 
 SIZE = 4 * GIB
 
