@@ -202,7 +202,8 @@ class Disk:
         return self._keep(chunks, CLAIMS)
 
     def _keep(self, chunks: Sequence[Verified], attempts: int) -> int:
-        generations = {chunk.version.object_id: self._index.generation(chunk.version) for chunk in chunks}
+        versions = {chunk.version.object_id: chunk.version for chunk in chunks}
+        generations = {object_id: self._index.generation(version) for object_id, version in versions.items()}
         runs = in_runs(chunks, generations)
         size = sum(chunk_size(chunk.version.size, chunk.number) for chunk in chunks)
         answer = self._claim([run for run, _ in runs], size)
@@ -219,10 +220,11 @@ class Disk:
         if not answer:
             return 0
         written: list[Written] = []
+        files = {one: self._files.to_write(version, generations[one]) for one, version in versions.items()}
         try:
             for run, members in runs:
                 offset = run.first * CHUNK_SIZE + members[0].block * BLOCK_SIZE
-                self._files.write(members[0].version, run.generation, offset, [chunk.view for chunk in members])
+                files[run.object_id].write(offset, [chunk.view for chunk in members])
                 written += [Written(c.version, run.generation, c.number, c.sums, c.block) for c in members]
         except OSError as error:
             self._index.settle(self._directory.daemon, written)

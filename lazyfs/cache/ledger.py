@@ -17,20 +17,20 @@ from collections.abc import Callable, Iterable, Iterator
 from lazyfs.cache.answer import Answer
 from lazyfs.cache.pins import PinSet, apart, is_apart, load
 from lazyfs.cache.records import (
-    ABSENT,
     CHUNK_SUMS,
     HEAD,
     OBJECT,
     SUMS_SIZE,
     WHOLE_FILE,
+    Record,
     Run,
     Written,
     chunk_size,
     chunks_of,
-    is_part,
     names_of,
     number_of,
     parts_in,
+    put_blocks,
     run_key,
     run_of,
     runs_in,
@@ -41,7 +41,7 @@ from lazyfs.cache.records import (
 )
 from lazyfs.cache.sums import seal
 from lazyfs.cache.tables import LRU_KEY_SIZE, Tables, Transaction
-from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS
+from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS
 
 USED = b"used"
 
@@ -90,9 +90,9 @@ class Ledger:
         value = self._txn.pop(_name(daemon), db=self._at.claims)
         if value is None:
             return 0
-        added = [((c.version.object_id, c.number), size) for c in written if (size := self._add(c, now)) is not None]
-        taken = {key for key, _ in added}
-        self._change_used(sum(size for _, size in added) - number_of(value))
+        added = self._add(written, now)
+        taken = {(object_id, number) for object_id, number, _ in added}
+        self._change_used(sum(size for _, _, size in added) - number_of(value))
         claimed = [run for runs in self.claims().values() for run in runs]
         for run in runs_in(value[8:]):
             if any((run.object_id, number) not in taken for number in range(run.first, run.stop)):
@@ -142,36 +142,46 @@ class Ledger:
         with self._txn.cursor(self._at.graves) as cursor:
             return [run_of(bytes(key)) for key, _ in cursor]
 
-    def _add(self, chunk: Written, now: int) -> int | None:
-        """Count the chunk, or blocks of one; the bytes of disk that are taken so, None if it is not counted."""
-        object_id = chunk.version.object_id
-        found = self._txn.get(object_id, db=self._at.objects)
-        if found is None or OBJECT.unpack_from(found)[0] != chunk.generation:
-            return None
-        segment, place = divmod(chunk.number, SEGMENT_CHUNKS)
-        key = segment_key(object_id, segment)
+    def _add(self, written: Iterable[Written], now: int) -> list[tuple[bytes, int, int]]:
+        """Count the chunks, or blocks of some: (object_id, number, bytes of disk that are taken so) of each that is
+        counted. A segment's record is written once: written for each chunk it was a third of the index's time."""
+        groups: dict[tuple[bytes, int, int], list[Written]] = {}
+        for chunk in written:
+            key = chunk.version.object_id, chunk.generation, chunk.number // SEGMENT_CHUNKS
+            groups.setdefault(key, []).append(chunk)
+        added: list[tuple[bytes, int, int]] = []
+        for (object_id, generation, segment), chunks in groups.items():
+            found = self._txn.get(object_id, db=self._at.objects)
+            if found is not None and OBJECT.unpack_from(found)[0] == generation:
+                sizes = self._add_to_segment(segment_key(object_id, segment), found, chunks, now)
+                added += [(object_id, number, size) for number, size in sizes]
+        return added
+
+    def _add_to_segment(self, key: bytes, found: Record, chunks: list[Written], now: int) -> list[tuple[int, int]]:
+        """Count these chunks of one segment, of an object whose record was `found`: the number and bytes of each."""
+        generation = chunks[0].generation
         value = self._txn.get(key, db=self._at.segments)
         last_use, bits, sums = 0, 0, bytearray(SUMS_SIZE)
         if value is not None and sound(key, value):
-            generation, last_use, bits = HEAD.unpack_from(value)
-            if generation == chunk.generation:
+            before, last_use, bits = HEAD.unpack_from(value)
+            if before == generation:
                 sums[:] = value[HEAD.size : -8]
             else:
                 bits = 0
-        if bits >> place & 1:
-            return None
-        begin, length = place * CHUNK_SUMS, -(-chunk.version.chunk_length(chunk.number) // BLOCK_SIZE) * 8
-        mine = sums[begin : begin + length]
-        partly = is_part(mine)
-        if not partly:
-            mine[:] = ABSENT * (length // 8)
-        mine[chunk.block * 8 : chunk.block * 8 + len(chunk.sums)] = chunk.sums
-        whole = not is_part(mine)
-        sums[begin : begin + CHUNK_SUMS] = mine.ljust(CHUNK_SUMS, b"\0")
-        self._put_segment(key, chunk.generation, (last_use, now), bits | whole << place, bytes(sums))
-        if whole:
-            self._put_present(object_id, found, +1)
-        return 0 if partly else chunk_size(chunk.version.size, chunk.number)
+        counted: list[tuple[int, int]] = []
+        present = bits
+        for chunk in chunks:
+            place = chunk.number % SEGMENT_CHUNKS
+            if present >> place & 1:
+                continue
+            partly, whole = put_blocks(sums, place, chunk)
+            present |= whole << place
+            counted.append((chunk.number, 0 if partly else chunk_size(chunk.version.size, chunk.number)))
+        if counted:
+            self._put_segment(key, generation, (last_use, now), present, bytes(sums))
+        if present != bits:
+            self._put_present(chunks[0].version.object_id, found, present.bit_count() - bits.bit_count())
+        return counted
 
     # ---- uses
 
@@ -279,7 +289,7 @@ class Ledger:
         self._put_present(object_id, found, -bits.bit_count())
         return self._put_grave(run, segment_size(size, segment, taken))
 
-    def _bury_object(self, object_id: bytes, found: bytes | memoryview) -> int:
+    def _bury_object(self, object_id: bytes, found: Record) -> int:
         """Forget the object, its segments and their uses; one grave for the whole file."""
         generation, size, present = OBJECT.unpack_from(found)
         freed = present * CHUNK_SIZE
@@ -296,7 +306,7 @@ class Ledger:
         self._txn.delete(object_id, db=self._at.objects)
         return self._put_grave(Run(object_id, generation, 0, WHOLE_FILE), freed)
 
-    def _records_of(self, object_id: bytes) -> Iterator[tuple[bytes, bytes | memoryview]]:
+    def _records_of(self, object_id: bytes) -> Iterator[tuple[bytes, Record]]:
         """The object's segments whose records are sound."""
         for key in self._segments_of(object_id):
             value = self._txn.get(key, db=self._at.segments)
@@ -327,7 +337,7 @@ class Ledger:
         if not self._txn.delete(entry, db=self._at.lru):
             self._txn.delete(apart(entry), db=self._at.lru)
 
-    def _put_present(self, object_id: bytes, found: bytes | memoryview, change: int) -> None:
+    def _put_present(self, object_id: bytes, found: Record, change: int) -> None:
         """Change the number of the object's chunks that are present."""
         generation, size, present = OBJECT.unpack_from(found)
         head = OBJECT.pack(generation, size, max(0, present + change))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from lazyfs.cache.sums import seal
 from lazyfs.objects import BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
 
+Record = bytes | memoryview
+
 HEAD = struct.Struct("<IQQ")
 """Of a segment: generation, last use, presence bits; the checksums and the seal follow."""
 
@@ -85,7 +87,7 @@ def object_record(generation: int, version: ObjectVersion) -> bytes:
     return OBJECT.pack(generation, version.size, 0) + names
 
 
-def names_of(record: bytes | memoryview) -> tuple[str, str]:
+def names_of(record: Record) -> tuple[str, str]:
     """The bucket and the key of an object; an empty bucket in records of earlier versions, which had none."""
     text = bytes(record[OBJECT.size :]).decode("utf-8", "replace")
     key, _, place = text.partition("\0")
@@ -115,7 +117,20 @@ def is_part(sums: bytes | bytearray) -> bool:
     return at >= 0
 
 
-def parts_in(record: bytes | memoryview) -> int:
+def put_blocks(sums: bytearray, place: int, chunk: Written) -> tuple[bool, bool]:
+    """Put the checksums of what was written into those of a segment, in which the chunk has this place and was not
+    present: whether it was here in part before, and whether all of it is here now."""
+    begin, length = place * CHUNK_SUMS, -(-chunk.version.chunk_length(chunk.number) // BLOCK_SIZE) * 8
+    mine = sums[begin : begin + length]
+    partly = is_part(mine)
+    if not partly:
+        mine[:] = ABSENT * (length // 8)
+    mine[chunk.block * 8 : chunk.block * 8 + len(chunk.sums)] = chunk.sums
+    sums[begin : begin + CHUNK_SUMS] = mine.ljust(CHUNK_SUMS, b"\0")
+    return partly, not is_part(mine)
+
+
+def parts_in(record: Record) -> int:
     """Of a segment, the bits of the chunks that are here in part."""
     bits, sums = HEAD.unpack_from(record)[2], bytes(record[HEAD.size : -8])
     if ABSENT not in sums:
@@ -124,7 +139,7 @@ def parts_in(record: bytes | memoryview) -> int:
     return sum(1 << place for place in parts if not bits >> place & 1)
 
 
-def taken_in(record: bytes | memoryview) -> int:
+def taken_in(record: Record) -> int:
     """Of a segment, the bits of the chunks that take room: those that are present, and those that are here in part."""
     return int(HEAD.unpack_from(record)[2]) | parts_in(record)
 
@@ -138,7 +153,7 @@ def segment_size(size: int, segment: int, bits: int) -> int:
     return total
 
 
-def runs_in(packed: bytes | memoryview) -> Iterator[Run]:
+def runs_in(packed: Record) -> Iterator[Run]:
     """The runs of which the keys were put one after the other."""
     raw = bytes(packed)
     return (run_of(raw[i : i + RUN_SIZE]) for i in range(0, len(raw), RUN_SIZE))
@@ -156,9 +171,9 @@ def run_of(key: bytes) -> Run:
     return Run(key[:16], *(int.from_bytes(key[i : i + 4], "big") for i in (16, 20, 24)))
 
 
-def sound(key: bytes, value: bytes | memoryview) -> bool:
+def sound(key: bytes, value: Record) -> bool:
     return len(value) == HEAD.size + SUMS_SIZE + 8 and seal(key, value[:-8]) == bytes(value[-8:])
 
 
-def number_of(value: bytes | memoryview | None) -> int:
+def number_of(value: Record | None) -> int:
     return int.from_bytes(value[:8], "little") if value is not None else 0

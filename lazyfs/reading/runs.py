@@ -1,10 +1,11 @@
 """One run of reads: how far it has got, in which direction, and how far ahead of it is planned.
 
 Must not know other runs, or how a read was found to belong to this one. Pure. Offsets are bytes.
-Invariants of a forward run: every chunk from `low` to `frontier` was planned; of a backward one, from `frontier` to
-`high`.
+Invariants of a forward run: every chunk from `low` to `frontier` was planned, by it or, where it is `skipped`, by
+others; of a backward one, from `frontier` to `high`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lazyfs.objects import CHUNK_SIZE, align_down, align_up
@@ -44,6 +45,11 @@ class Run:
     """The end of the last tensor that was taken to be read whole."""
     place: int = -1
     """Where the table of streams has it."""
+    skipped: Range = (0, 0)
+    """What it left out of its plans, for others read it lately: the kernel has that, and a reader who gets there asks
+    for none of it."""
+    skips: bool = True
+    """False once somebody asked for some of that all the same."""
 
     def distance(self, start: int, stop: int) -> int:
         """How far this read is from where the run goes on; SLACK + 1 if it does not belong to it."""
@@ -56,6 +62,8 @@ class Run:
     def upwards(self, start: int, stop: int, largest: int, size: int, sure: int = 0) -> Range | None:
         """What to bring for the read [start, stop) of a forward run: from the frontier to the end of the window, once
         that is a step or half the window. `sure`: bytes from `high` on that will be read, whatever was read before."""
+        if self.skipped[1]:
+            self._look_at_skipped(start)
         length = self.high - self.low - self.hole
         if length <= self.expect or (self.bounded and length <= 2 * self.expect):
             window, target = 0, align_up(max(self.high, self.low + self.expect))
@@ -76,6 +84,25 @@ class Run:
             return None
         self.frontier = target
         return max(align_down(start), frontier) if frontier < stop else frontier, target
+
+    def skip(self, part: Range, others: Iterable[Range]) -> tuple[Range, ...]:
+        """Of what is to be brought the pieces that none of the `others` has, which are ascending."""
+        start, stop = part
+        found: list[Range] = []
+        for low, high in others:
+            if start < low:
+                found.append((start, low))
+            self.skipped = min(self.skipped[0] or low, low), max(self.skipped[1], high)
+            start = max(start, high)
+        return (*found, (start, stop)) if start < stop else tuple(found)
+
+    def _look_at_skipped(self, start: int) -> None:
+        """A read from `start` on: if it is of bytes that were left out, they are planned from there on."""
+        low, high = self.skipped
+        if low <= start:
+            if start < high:
+                self.frontier, self.skips = min(self.frontier, align_down(start)), False
+            self.skipped = (0, 0)
 
     def downwards(self, largest: int) -> list[Range]:
         """What to bring for a read of a backward run, in the order of wanting: down to the end of the window, in steps

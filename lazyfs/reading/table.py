@@ -8,6 +8,7 @@ table of places once, and all but the front one where it goes on.
 
 from collections import OrderedDict
 
+from lazyfs.objects import align_up
 from lazyfs.reading.runs import Range, Run
 from lazyfs.reading.windows import SLACK, Budget
 
@@ -55,6 +56,16 @@ class Table:
                 if distance < best:
                     nearest, best = run, distance
         return nearest
+
+    def read_by_others(self, run: Run, start: int, stop: int, since: int) -> list[Range]:
+        """What runs upwards that begin in [start, stop), and had a read since the inode's read `since`, have planned or
+        read, to whole chunks and ascending."""
+        found = [
+            (align_up(other.low), other.frontier)
+            for other in (*self.active, *self._resting)
+            if start <= other.low < stop and other.step > 0 and other is not run and other.last >= since
+        ]
+        return sorted((low, min(high, stop)) for low, high in found if low < min(high, stop))
 
     def to_front(self, run: Run) -> None:
         """The run had the latest read. It counts as active from when it has a window."""

@@ -3,12 +3,16 @@
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.ledger import Ledger
 from lazyfs.cache.memory import Memory
+from lazyfs.cache.objectfile import ToWrite
 from lazyfs.cache.records import Run, Written
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.sweep import entries
@@ -251,13 +255,14 @@ def test_a_kill_between_two_steps_leaves_nothing(
         raise Killed
 
     if step == "after the claim":
-        monkeypatch.setattr(disk._files, "write", die)
+        monkeypatch.setattr(ToWrite, "write", die)
     elif step == "after the write":
         monkeypatch.setattr(disk._index, "settle", die)
     else:
         monkeypatch.setattr(disk._files, "clear", die)
     with pytest.raises(Killed):
         keep(disk, version_of("new", new), new, range(4))
+    monkeypatch.undo()
     caches.kill(disk)
     disk = caches.open(max_size=7 * MIB)
     for key, data in (("old", old), ("new", new)):
@@ -271,13 +276,39 @@ def test_a_kill_between_two_steps_leaves_nothing(
     assert keep(disk, version_of("new", new), new, range(4)) + disk.cached_bytes(version_of("new", new)) >= 4
 
 
+def test_a_batch_of_many_pieces_is_few_steps(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pieces of a file come together, it is opened once, and a segment's record is written once."""
+    data = pattern(66 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    steps: list[str] = []
+
+    def noted(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: object) -> Any:
+            steps.append(step)
+            return function(*args)
+
+        return run
+
+    disk._files._direct = False  # which these buffers are not aligned for
+    monkeypatch.setattr(disk._files, "_writable", noted("open", disk._files._writable))
+    monkeypatch.setattr(Ledger, "_put_segment", noted("record", Ledger._put_segment))
+    wanted = [0, 1, 5, 7, 40, 63, 64, 65]
+    assert keep(disk, version, data, wanted) == len(wanted)
+    assert steps == ["open", "record", "record"]
+    assert keep(disk, version, data, [1, 2, 5]) == 1
+    for number in range(version.chunk_count):
+        here = number in {*wanted, 2}
+        assert chunk_on(disk, version, number) == (data[number * MIB : (number + 1) * MIB] if here else None)
+
+
 def test_a_write_that_fails_is_cleared(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full or failing disk is an error by name; what was claimed is given back."""
     data = pattern(2 * MIB)
     disk = caches.open()
     used = disk.used()
 
-    monkeypatch.setattr(disk._files, "write", no_space)
+    monkeypatch.setattr(ToWrite, "write", no_space)
     with pytest.raises(CacheUnavailable, match="No space left"):
         keep(disk, version_of("k", data), data, range(2))
     assert disk.used() - used < 64 * 1024

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lazyfs.cache import disk as disk_module
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.ledger import Ledger
+from lazyfs.cache.objectfile import ToWrite
 from lazyfs.cache.records import Run
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
@@ -65,18 +67,18 @@ def test_a_file_that_was_evicted_under_its_writer_takes_no_space(caches: CacheMa
     """Which the rules forbid; should it happen all the same, nothing is counted, and nothing is left."""
     disk = caches.open()
     keep(disk, VERSION, DATA, [0, 1])
-    write, claims = disk._files.write, Ledger.claims
+    write, claims = ToWrite.write, Ledger.claims
 
-    def evicted_first(*arguments: object) -> None:
+    def evicted_first(file: ToWrite, offset: int, chunks: Sequence[memoryview]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Ledger, "claims", lambda _: {})
             disk._index.bury_object(VERSION.object_id)
         disk._dig()
-        write(*arguments)  # type: ignore[arg-type]
+        write(file, offset, chunks)
 
     assert Ledger.claims is claims
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disk._files, "write", evicted_first)
+        patch.setattr(ToWrite, "write", evicted_first)
         assert keep(disk, VERSION, DATA, [2, 3]) == 0
     disk._dig()
     assert present(disk) == []
@@ -235,7 +237,8 @@ def test_a_claim_and_a_grave_of_the_dead_are_found_by_who_needs_room(caches: Cac
     keep(disk, VERSION, DATA, [0, 1])
     run = Run(VERSION.object_id, disk._index.generation(VERSION), 2, 5)
     assert disk._index.claim(dead.daemon, [run], 3 * MIB, 1 << 50)
-    disk._files.write(VERSION, run.generation, 2 * CHUNK_SIZE, [verified(VERSION, DATA, n).view for n in (2, 3)])
+    file = disk._files.to_write(VERSION, run.generation)
+    file.write(2 * CHUNK_SIZE, [verified(VERSION, DATA, n).view for n in (2, 3)])
     lost = pattern(3 * MIB, 1)
     keep(disk, version_of("lost", lost), lost, range(3))
     assert disk._index.bury_object(version_of("lost", lost).object_id) == 3 * MIB

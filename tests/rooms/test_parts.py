@@ -12,6 +12,7 @@ from lazyfs.cache.catalogue import holds
 from lazyfs.cache.checking import check
 from lazyfs.cache.chunks import ChunkCache
 from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.objectfile import ToWrite
 from lazyfs.cache.records import ABSENT, HEAD, Run, chunk_size, segment_key
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.sweep import entries
@@ -156,7 +157,7 @@ def test_a_write_that_fails_leaves_the_parts_before_it(
     disk.keep([part(version, data, 0, 9, 16)])
     used = spoken_for(disk)
 
-    monkeypatch.setattr(disk._files, "write", no_space)
+    monkeypatch.setattr(ToWrite, "write", no_space)
     with pytest.raises(CacheUnavailable, match="No space left"):
         keep(disk, version, data, range(2))
     monkeypatch.undo()

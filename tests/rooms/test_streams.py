@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lazyfs.objects import CHUNK_SIZE, GIB, KIB, MIB, align_down, align_up
 from lazyfs.reading.plans import Plan
-from lazyfs.reading.streams import Streams
+from lazyfs.reading.streams import LATELY, Streams
 from lazyfs.reading.table import LEFT
 from lazyfs.reading.windows import LARGEST_WINDOW, STEP, Budget
 from lazyfs.reading.young import MOST_YOUNG
@@ -209,6 +209,43 @@ def test_what_is_dropped_is_nobody_elses() -> None:
     walk(made, 0, 16 * MIB, MIB)
     dropped = [made.observe(n * MIB, (n + 1) * MIB).dropped for n in range(60, 140)]
     assert [each for each in dropped if each] == [((16 * MIB, 60 * MIB),)]
+
+
+def planned(made: Streams, start: int, stop: int) -> set[int]:
+    """The MiB that are planned while bytes [start, stop) are read, by reads of 1 MiB."""
+    plans = [made.observe(offset, offset + MIB) for offset in range(start, stop, MIB)]
+    return {number for plan in plans for low, high in plan.ranges for number in range(low // MIB, high // MIB)}
+
+
+def test_what_others_have_read_further_on_is_not_read_ahead() -> None:
+    """Two walk their slices of a file: the window of the first goes on behind what the second has brought, but for the
+    chunk in which both are."""
+    made = streams()
+    walk(made, 64 * MIB + 512 * KIB, 66 * MIB + 512 * KIB, MIB)
+    assert made.ahead() == (1, 8 * MIB + 512 * KIB)
+    assert planned(made, 0, 64 * MIB) == {*range(65), *range(75, 320)}
+
+
+def test_who_asks_for_what_others_have_read_has_it_planned() -> None:
+    """The kernel has not kept it: from there on nothing is left out any more."""
+    made = streams()
+    for begin in (64, 400):
+        walk(made, begin * MIB, (begin + 2) * MIB, MIB)
+    assert planned(made, 0, 64 * MIB).isdisjoint(range(64, 74))
+    assert planned(made, 64 * MIB, 66 * MIB) >= set(range(64, 74))
+    assert planned(made, 66 * MIB, 300 * MIB) >= set(range(400, 410))
+
+
+def test_what_others_read_long_ago_is_read_ahead() -> None:
+    """The kernel may not have it any more."""
+    made = streams()
+    walk(made, 64 * MIB, 66 * MIB, MIB)
+    walk(made, GIB, GIB + (LATELY - 8) * MIB, MIB)
+    assert planned(made, 0, 8 * MIB).isdisjoint(range(64, 66))
+    made = streams()
+    walk(made, 64 * MIB, 66 * MIB, MIB)
+    walk(made, GIB, GIB + (LATELY + 8) * MIB, MIB)
+    assert planned(made, 0, 8 * MIB) >= set(range(72))
 
 
 def test_a_strided_walk_that_breaks_is_dropped() -> None:
