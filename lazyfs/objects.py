@@ -185,6 +185,15 @@ def runs(numbers: Iterable[int], most: int) -> Iterator[range]:
         yield range(first, stop)
 
 
+Pieces = tuple[memoryview | bytes, ...]
+"""Bytes as they lie in memory, one piece after another."""
+
+
+def size_of(pieces: Pieces) -> int:
+    """How many bytes those are."""
+    return len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
+
+
 def tail(views: Sequence[memoryview], done: int) -> list[memoryview]:
     """The buffers without their first `done` bytes: what is left to fill, or to write."""
     rest: list[memoryview] = []

@@ -28,11 +28,11 @@ from lazyfs.cache.spans import spans_to_get
 from lazyfs.cache.statistics import ChunkStatistics
 from lazyfs.cache.threads import DiskThreads, Workers
 from lazyfs.cache.writer import Writer
-from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, Pieces, chunk_range, runs
 from lazyfs.stores.base import Claim, Reads
 
 TOGETHER = 3
-"""Attempts to have both chunks of a read in memory at once."""
+"""Attempts to have both chunks of a read in memory at once, which then is answered from both."""
 
 COPIES = 4
 """Reads at once that hold a copy while they wait for another chunk; of each of several origins its part."""
@@ -172,11 +172,13 @@ class ChunkCache:
         Raises the store's errors, and what a version is refused with; a failing disk cache only makes it slower.
         """
         found = self.now(version, start, stop)
-        return await self.wait(version, start, stop) if found is None else found
+        if found is None:
+            found = await self.wait(version, start, stop)
+        return found[0] if len(found) == 1 else b"".join(found)
 
-    def now(self, version: ObjectVersion, start: int, stop: int) -> memoryview | bytes | None:
-        """As `read`, if nothing must be waited for: the bytes are in memory, side by side, or a small piece is on a
-        disk that is quick. Else None, and `wait` gives them."""
+    def now(self, version: ObjectVersion, start: int, stop: int) -> Pieces | None:
+        """As `read`, if nothing must be waited for: the bytes are in memory, or a small piece is on a disk that is
+        quick. Else None, and `wait` gives them."""
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
         chunk = self._flights.here((version.object_id, first))
         self.looks[chunk is not None] += 1
@@ -185,31 +187,30 @@ class ChunkCache:
             self.looks[second is not None] += 1
         if self.barred:
             return None
-        if chunk and second:
+        if chunk and second and last <= first + 1:
             return self._found(version, start, stop, chunk, second)
         if first == last and stop - start <= SMALL_READ and self.workers.quick:
-            return self._parts.now(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
+            part = self._parts.now(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
+            return None if part is None else (part,)
         return None
 
-    def _found(self, version: ObjectVersion, start: int, stop: int, chunk: Chunk, second: Chunk) -> memoryview | None:
-        """Bytes that lie in one chunk, or in two adjacent ones that are side by side in memory too; else None."""
+    def _found(self, version: ObjectVersion, start: int, stop: int, chunk: Chunk, second: Chunk) -> Pieces:
+        """Bytes that lie in one chunk, or in two adjacent ones."""
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
-        if first != last:
-            if last != first + 1 or not self._memory.adjacent(chunk, second):
-                return None
-            self._use(version, last, second, stop)
+        begin = start - first * CHUNK_SIZE
         self._use(version, first, chunk, stop)
-        return self._memory.span(chunk, start - first * CHUNK_SIZE, stop - start)
+        if first == last:
+            return (chunk.view[begin : stop - first * CHUNK_SIZE],)
+        self._use(version, last, second, stop)
+        return chunk.view[begin:], second.view[: stop - last * CHUNK_SIZE]
 
     def held(self, version: ObjectVersion, number: int) -> memoryview | None:
         """The bytes of a chunk that is in memory, for who is no reader. Good until the next await."""
         chunk = self._flights.here((version.object_id, number))
         return None if chunk is None else chunk.view
 
-    async def wait(
-        self, version: ObjectVersion, start: int, stop: int, *, alone: bool = False
-    ) -> memoryview | bytes:
-        """What `read` gives, as soon as it is here. `alone`: the bytes are `apart`, and nothing else is wanted."""
+    async def wait(self, version: ObjectVersion, start: int, stop: int, *, alone: bool = False) -> Pieces:
+        """What `read` gives, in pieces, as soon as it is here. `alone`: nothing else is wanted, and it is `apart`."""
         if self.barred:
             await self.barred.passed(version)
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
@@ -217,23 +218,22 @@ class ChunkCache:
             if alone:
                 part = await self._parts.across(version, start, stop)
                 if part is not None:
-                    return part
+                    return (part,)
                 self.launch(version, start, stop, stop)
             return await self._read_across(version, start, stop)
         chunk = self._memory.get((version.object_id, first))
         if chunk is None and stop - start <= SMALL_READ:
             part = await self._parts.touch(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
             if part is not None:
-                return part
+                return (part,)
         chunk = chunk or await self.obtain(version, first)
         self._use(version, first, chunk, stop)
-        return chunk.view[start - first * CHUNK_SIZE : stop - first * CHUNK_SIZE]
+        return (chunk.view[start - first * CHUNK_SIZE : stop - first * CHUNK_SIZE],)
 
-    async def _read_across(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
-        """Bytes that lie in several chunks, copied if those are not side by side. A pin held across a wait could be a
-        deadlock, and a copy is memory beyond the budget: so the two of a read of the kernel's are waited for first, and
-        copied when both are there, which leaves no copy waiting. Else it is done chunk by chunk, for a few reads at
-        once."""
+    async def _read_across(self, version: ObjectVersion, start: int, stop: int) -> Pieces:
+        """Bytes that lie in several chunks. A pin held across a wait could be a deadlock, and a copy is memory beyond
+        the budget: so the two of a read of the kernel's are waited for until both are there. Else they are copied chunk
+        by chunk, for a few reads at once."""
         numbers = chunk_range(start, stop)
         for _ in range(TOGETHER if len(numbers) == 2 else 0):
             for number in numbers:
@@ -241,9 +241,9 @@ class ChunkCache:
                     await self.obtain(version, number)
             chunk, second = (self._memory.get((version.object_id, number)) for number in numbers)
             if chunk and second:
-                return self._found(version, start, stop, chunk, second) or await self._copy(version, start, stop)
+                return self._found(version, start, stop, chunk, second)
         async with self._copies[version.origin]:
-            return await self._copy(version, start, stop)
+            return (await self._copy(version, start, stop),)
 
     async def _copy(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
         """Chunk by chunk, waiting for those that are not here."""

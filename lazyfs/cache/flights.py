@@ -94,8 +94,10 @@ class Flights:
         """Start one flight for chunks that have none, and that are all `on_disk` or all not; how many of them it
         brings, as memory allows."""
         lent_to = DISK if on_disk else version.origin
-        after, room = self._slot(version, span.start - 1), self._shares.room(lent_to)
-        slots = self._memory.lend(len(span), urgent=claim.urgent, after=after) if len(span) <= room else None
+        room = self._shares.room(lent_to)
+        # Nobody waits for more than the first one or two: for the rest nothing is pushed out that somebody will want.
+        urgent = claim.urgent and len(span) == 1
+        slots = self._memory.lend(len(span), urgent=urgent) if len(span) <= room else None
         if slots is None and claim.urgent:
             for flight in dict.fromkeys(self._by_chunk.values()):
                 self._land(flight)  # what is complete can be written, and makes room
@@ -135,15 +137,6 @@ class Flights:
         self.flying[flight.version.origin] += 1
         self._nursery.start_soon(self._fly_next)
         self._launched.append(flight)
-
-    def _slot(self, version: ObjectVersion, number: int) -> int | None:
-        """Where in memory a chunk is, or will be."""
-        key = (version.object_id, number)
-        chunk = self._memory.get(key)
-        if chunk is not None:
-            return chunk.slot
-        flight = self._by_chunk.get(key)
-        return None if flight is None else flight.slots[number - flight.first]
 
     def _lend_by_giving_up_writes(self) -> list[int] | None:
         """A slot for a reader at the price of chunks that will not be kept on disk: readers go before writers."""

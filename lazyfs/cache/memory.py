@@ -83,9 +83,7 @@ class Memory:
             with contextlib.suppress(OSError):
                 self._map.madvise(mmap.MADV_HUGEPAGE)
         # The one given back last is taken first: its memory is warm.
-        self._free = dict.fromkeys(range(self.slots - 1, -1, -1))
-        # Slots that were used before: their memory costs nothing to use again.
-        self._touched = 0
+        self._free = list(range(self.slots - 1, -1, -1))
         self._keep_read = min(MOST_READ_CHUNKS, self.slots // 4)
         self._lent = 0
         self._pinned = 0
@@ -108,8 +106,6 @@ class Memory:
             if _libc.madvise(start + offset, min(POPULATE_STEP, size - offset), _MADV_POPULATE_WRITE) != 0:
                 size = offset  # an older kernel, or memory is short: then slots get theirs when they are used
                 break
-        # Of two threads that write this, one may lose; it only says which slots are better.
-        self._touched = max(self._touched, size // CHUNK_SIZE)
         return size
 
     def statistics(self) -> MemoryStatistics:
@@ -137,13 +133,9 @@ class Memory:
         else:
             self._unread.move_to_end(key)
 
-    def lend(self, count: int, *, urgent: bool, after: int | None = None) -> list[int] | None:
+    def lend(self, count: int, *, urgent: bool) -> list[int] | None:
         """`count` slots to fill, or None. Only an urgent loan may push out chunks that nobody has read yet, and none
-        pushes them out for nothing.
-
-        They lie one behind the other, and the first behind slot `after`, where that costs no fresh memory: the kernel's
-        reads of a mapped file begin anywhere and lie in two chunks, and from adjacent slots they need no copy.
-        """
+        pushes them out for nothing."""
         while len(self._read) > self._keep_read and self._evict(self._read):
             pass
         # What cannot be had must cost nothing. A pinned chunk is in one of the two, so for urgent loans this is exact.
@@ -153,17 +145,7 @@ class Memory:
             if not self._evict(self._read) and not (urgent and self._evict(self._unread)):
                 return None
         self._lent += count
-        slots: list[int] = []
-        for _ in range(count):
-            behind = self._touched if after is None else after + 1
-            if behind < self._touched and behind in self._free:
-                del self._free[behind]
-                after = behind
-            else:
-                after = self._free.popitem()[0]
-            slots.append(after)
-        self._touched = max(self._touched, max(slots) + 1)
-        return slots
+        return [self._free.pop() for _ in range(count)]
 
     def slot_view(self, slot: int, length: int) -> memoryview:
         """The first `length` bytes of a lent slot, writable."""
@@ -181,7 +163,7 @@ class Memory:
     def give_back(self, slot: int) -> None:
         """A lent slot was not needed after all."""
         self._lent -= 1
-        self._free[slot] = None
+        self._free.append(slot)
 
     def pin(self, chunk: Chunk) -> None:
         """Hold the chunk in memory until `unpin`, once more for each call."""
@@ -199,22 +181,13 @@ class Memory:
             chunk = chunks.get(key)
             if chunk is not None and chunk.pins == 0:
                 del chunks[key]
-                self._free[chunk.slot] = None
-
-    def adjacent(self, first: Chunk, second: Chunk) -> bool:
-        """Whether the two lie in memory one after the other, so that one view spans them."""
-        return second.slot == first.slot + 1 and len(first.view) == CHUNK_SIZE
-
-    def span(self, first: Chunk, start: int, length: int) -> memoryview:
-        """`length` bytes from `start` of the chunk on, into its neighbour in memory."""
-        offset = first.slot * CHUNK_SIZE + start
-        return self._whole[offset : offset + length]
+                self._free.append(chunk.slot)
 
     def _evict(self, chunks: OrderedDict[Key, Chunk]) -> bool:
         for key, chunk in chunks.items():
             if chunk.pins == 0:
                 del chunks[key]
-                self._free[chunk.slot] = None
+                self._free.append(chunk.slot)
                 self._evictions += 1
                 return True
         return False

@@ -1,12 +1,16 @@
 """How the chunks that must be fetched are cut into GETs. Pure; must not know how they are sent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lazyfs.objects import CHUNK_SIZE, MIB, runs
 
 NEAR = 8 * MIB
 """From the end of what a reader waits for. At 30 ms to the first byte and 90 MB/s a connection, one GET of 5 MiB takes
 88 ms, and five GETs of 1 MiB side by side 42."""
+
+
+NEVER = 1 << 62
+"""No chunk number is a multiple of it."""
 
 
 def spans_to_get(absent: Sequence[int], demand: int, *, idle: int, most: int) -> list[range]:
@@ -16,11 +20,21 @@ def spans_to_get(absent: Sequence[int], demand: int, *, idle: int, most: int) ->
     Near the reader GETs are small, so that the first bytes come over many connections at once; further ahead they are
     as large as may be, for each costs the same CPU and the same wait for its first byte, but where a window grows by
     much at once it is spread over all connections: its bytes are wanted sooner than one brings 8 MiB. Both only as far
-    as connections are idle: 32 readers had 0.3 GB/s with small GETs, for 32 times 1 MiB in 62 ms is no more.
+    as connections are idle: 32 readers had 0.3 GB/s with small GETs, for 32 times 1 MiB in 62 ms is no more. What a
+    reader waits for has then no GET of its own either, but the first bytes of a large one: those 32 sent 330 GETs for a
+    GiB, each a round trip in which the connection brings nothing, and now 240.
     """
     idle = max(0, idle)
-    urgent = sum(number * CHUNK_SIZE < demand for number in absent)
-    near = max(urgent, min(sum(number * CHUNK_SIZE < demand + NEAR for number in absent), idle))
+    near = min(sum(number * CHUNK_SIZE < demand + NEAR for number in absent), idle)
     far = absent[near:]
-    share = -(-len(far) // max(1, idle - near)) if len(far) > most else most
+    if near == idle:
+        return [*runs(absent[:near], 1), *_evenly(far, most)]
+    share = -(-len(far) // (idle - near)) if len(far) > most else most
     return [*runs(absent[:near], 1), *runs(far, min(share, most))]
+
+
+def _evenly(numbers: Sequence[int], most: int) -> Iterator[range]:
+    """Each run of adjacent numbers in as few spans as may be, of one length."""
+    for run in runs(numbers, NEVER):
+        size = -(-len(run) // -(-len(run) // most))
+        yield from (range(start, min(start + size, run.stop)) for start in range(run.start, run.stop, size))

@@ -26,14 +26,14 @@ import select
 import socket
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import trio
 
 log = logging.getLogger(__name__)
 
-Answer = bytes | memoryview | int
-"""The bytes of a read, or the errno that it fails with."""
+Answer = tuple[bytes | memoryview, ...] | int
+"""The bytes of a read, in pieces, or the errno that it fails with."""
 
 Change = Callable[[bytearray], None]
 
@@ -171,13 +171,14 @@ class Device(trio.abc.Instrument):
             answer = self._now(handle, offset, length)
             if answer is None:
                 await self._start(unique, handle, offset, length)
+                size = LARGE  # there will be
             else:
-                self._answer(unique, answer)
+                size = self._answer(unique, answer)
             taken += 1
             if taken == AT_ONCE:
                 taken = 0
                 await trio.lowlevel.checkpoint()
-            elif answer is not None and (isinstance(answer, int) or len(answer) < LARGE) and not self._soon():
+            elif size < LARGE and not self._soon():
                 await trio.lowlevel.wait_readable(self.kernel)
                 taken = 0
         raise trio.ClosedResourceError
@@ -203,13 +204,16 @@ class Device(trio.abc.Instrument):
             self._waiting -= 1
             self._fewer.set()
 
-    def _answer(self, unique: int, answer: Answer) -> None:
+    def _answer(self, unique: int, answer: Answer) -> int:
+        """Answer a read; with how many bytes."""
         if isinstance(answer, int):
             self._write((OUT.pack(OUT.size, -answer, unique),))
-        else:
-            self._write((OUT.pack(OUT.size + len(answer), 0, unique), answer))
+            return 0
+        size = sum(map(len, answer))
+        self._write((OUT.pack(OUT.size + size, 0, unique), *answer))
+        return size
 
-    def _write(self, words: tuple[bytes | bytearray | memoryview, ...]) -> None:
+    def _write(self, words: Sequence[bytes | bytearray | memoryview]) -> None:
         if self.kernel < 0:
             return
         try:

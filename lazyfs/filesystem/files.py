@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.errors import ArchivedObject, Corrupt, StoreError
 from lazyfs.filesystem.nodes import File
-from lazyfs.objects import ARCHIVES
+from lazyfs.objects import ARCHIVES, Pieces, size_of
 from lazyfs.reading.formats import borders, has_tensors
 from lazyfs.reading.plans import Plan
 from lazyfs.reading.shards import next_shard
@@ -69,12 +69,12 @@ class OpenFile:
         # Bytes of the shards after this one that were set on their way, and whether there may be more of them.
         self._beyond, self._follows = 0, True
 
-    async def read(self, offset: int, size: int) -> memoryview | bytes:
-        """`size` bytes from `offset` on, less only at the end of the file. The view is good until the next await."""
+    async def read(self, offset: int, size: int) -> Pieces:
+        """`size` bytes from `offset` on, less only at the end of the file. Views are good until the next await."""
         found = self.now(offset, size)
         return await self.wait(offset, size) if found is None else found
 
-    def now(self, offset: int, size: int) -> memoryview | bytes | None:
+    def now(self, offset: int, size: int) -> Pieces | None:
         """As `read`, if nothing must be waited for; else None, and `wait` gives the bytes.
 
         What to bring is decided and started here, before anything is waited for. A touch is left to the cache, which
@@ -85,7 +85,7 @@ class OpenFile:
         version = self.file.version
         stop = min(offset + size, version.size)
         if offset >= stop:
-            return b""
+            return ()
         plan = self._streams.observe(offset, stop)
         for start, end in plan.dropped:
             self._cache.drop(version, start, end)
@@ -107,7 +107,7 @@ class OpenFile:
             self._served(found)
         return found
 
-    async def wait(self, offset: int, size: int) -> memoryview | bytes:
+    async def wait(self, offset: int, size: int) -> Pieces:
         """The bytes that `now` could not give."""
         version, alone = self.file.version, self._left(offset)
         try:
@@ -126,11 +126,11 @@ class OpenFile:
             return True
         return False
 
-    def _served(self, found: memoryview | bytes) -> None:
+    def _served(self, found: Pieces) -> None:
         if not self._read_bytes:
             self._began(self.file)
             self._look_inside()
-        self._read_bytes += len(found)
+        self._read_bytes += size_of(found)
         self._last = next(self._count)
 
     def _look_inside(self) -> None:

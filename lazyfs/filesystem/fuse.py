@@ -29,6 +29,7 @@ from lazyfs.filesystem.guard import guarded, read_only, refusal
 from lazyfs.filesystem.nodes import Directory, File, Node
 from lazyfs.filesystem.passthrough import Passthrough
 from lazyfs.filesystem.tree import Tree
+from lazyfs.objects import size_of
 
 FOREVER = 365 * 86400.0
 """Seconds: attributes of an inode never change, so the kernel may keep them."""
@@ -215,7 +216,7 @@ class Operations(pyfuse3.Operations):
             return number
         if found is not None:
             self.reads += 1
-            self.read_bytes += len(found)
+            self.read_bytes += size_of(found)
             self.calls.answered("read", (fh, off, size), 0, started)
         return found
 
@@ -236,7 +237,7 @@ class Operations(pyfuse3.Operations):
             self._tree.expire(opened.file)
             raise
         self.reads += 1
-        self.read_bytes += len(found)
+        self.read_bytes += size_of(found)
         return found
 
     @guarded

@@ -57,10 +57,6 @@ READ_AHEAD_SHARE = 0.7
 MOST_JOBS = 8
 """Jobs that a report names."""
 
-COPIES_SHARE = 1 / 16
-"""Of the memory budget, for reads that lie in two chunks and are copied while they wait for the second: 32 mapped
-readers had 35 MiB of those, and the daemon 4 MiB more than its budget and 120 MiB."""
-
 
 class RunningMount:
     """The rooms of one mount. Built inside the loop; `nursery` runs what lives as long as the mount."""
@@ -91,7 +87,7 @@ class RunningMount:
         logging.getLogger("lazyfs").addHandler(self.activity.words)
         self.store = stores_of(sources, watched=self.activity.watched, traffic=self.traffic)
         self.disk = disk_of(config, mountpoint)
-        self.memory = Memory(int(budget * (1 - COPIES_SHARE)))
+        self.memory = Memory(budget)
         unpacking = Unpacking(self.store)
         self.chunks = ChunkCache(
             store=unpacking,

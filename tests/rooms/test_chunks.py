@@ -92,6 +92,22 @@ async def test_spans_keep_to_the_grid(store: MemoryStore, running: Running) -> N
         assert sorted(store.gets()) == [*near, (12 * MIB, 16 * MIB), (16 * MIB, 20 * MIB)]
 
 
+async def test_a_read_of_two_chunks_is_answered_from_both(store: MemoryStore, running: Running) -> None:
+    """Wherever in memory they are, and whether or not they are waited for: as they lie there, with nothing copied."""
+    data = pattern(9 * MIB)
+    version = store.put("k", data)
+    async with running() as cache:
+        await cache.read(version, 3 * MIB, 4 * MIB)  # takes the slot before that of chunk 2, which comes later
+        for start in (MIB // 2, 2 * MIB + 4096, 7 * MIB + 1):
+            stop = min(start + MIB, len(data))
+            for found in (await cache.wait(version, start, stop), cache.now(version, start, stop)):
+                assert found is not None
+                assert [len(piece) for piece in found] == [MIB - start % MIB, stop - start - MIB + start % MIB]
+                assert b"".join(found) == data[start:stop]
+                whole = cache._memory.slot_view(0, MIB).obj
+                assert all(isinstance(piece, memoryview) and piece.obj is whole for piece in found)
+
+
 async def test_a_chunk_is_delivered_before_its_span_is_complete(store: MemoryStore, running: Running) -> None:
     """The reader of a span's first MiB does not wait for the eighth."""
     data = pattern(24 * MIB)
@@ -126,7 +142,7 @@ async def test_what_is_complete_is_there_for_who_looks(store: MemoryStore, runni
         valve.open(3 * MIB)
         await trio.testing.wait_all_tasks_blocked()
         assert (told, cache.statistics().misses) == (0, 0)
-        assert bytes(cache.now(version, MIB, 2 * MIB) or b"") == data[MIB : 2 * MIB]
+        assert b"".join(cache.now(version, MIB, 2 * MIB) or ()) == data[MIB : 2 * MIB]
         assert cache.statistics().misses == 3, "all that is complete lands with it"
         assert cache.now(version, 3 * MIB, 4 * MIB) is None
         assert bytes(cache.held(version, 2) or b"") == data[2 * MIB : 3 * MIB]

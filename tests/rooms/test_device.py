@@ -122,19 +122,24 @@ async def served() -> AsyncIterator[tuple[Kernel, Device, list[bytes]]]:
     os.close(kernel.session)
 
 
-@pytest.fixture(params=["bytes", "view"])
+@pytest.fixture(params=["bytes", "view", "pieces"])
 def kind(request: pytest.FixtureRequest) -> Callable[[bytes], Answer]:
     """What a read may be answered with."""
-    return {"bytes": bytes, "view": memoryview}[request.param]
+    kinds: dict[str, Callable[[bytes], Answer]] = {
+        "bytes": lambda data: (data,),
+        "view": lambda data: (memoryview(data),),
+        "pieces": lambda data: (memoryview(data)[:5], data[5:]),
+    }
+    return kinds[request.param]
 
 
 async def test_a_read_is_answered_past_libfuse(kind: Callable[[bytes], Answer]) -> None:
     """Its bytes under its number, and libfuse hears nothing of it."""
     async with served() as (kernel, _, heard):
-        kernel.at_once[5, 4096, 8192] = kind(b"x" * 8192)
+        kernel.at_once[5, 4096, 8192] = kind(bytes(range(256)) * 32)
         kernel.end.send(read_request(10, 5, 4096, 8192))
         await trio.testing.wait_all_tasks_blocked()
-        assert kernel.said() == [reply(10, b"x" * 8192)]
+        assert kernel.said() == [reply(10, bytes(range(256)) * 32)]
         assert kernel.asked == [(5, 4096, 8192)]
         assert heard == []
 
@@ -154,7 +159,7 @@ async def test_an_errno_is_an_answer() -> None:
 async def test_a_read_that_waits_holds_nobody() -> None:
     """What comes after it, reads and others, is answered before it."""
     async with served() as (kernel, _, heard):
-        kernel.late[1, 0, 3], kernel.at_once[1, 3, 3] = b"abc", b"def"
+        kernel.late[1, 0, 3], kernel.at_once[1, 3, 3] = (b"abc",), (b"def",)
         for one in (read_request(10, 1, 0, 3), request(LOOKUP, 12, b"name\0"), read_request(14, 1, 3, 3)):
             kernel.end.send(one)
         await trio.testing.wait_all_tasks_blocked()
@@ -265,7 +270,7 @@ async def test_an_answer_is_completed_on_its_way() -> None:
 async def test_a_pause_leaves_requests_where_they_are() -> None:
     """Nothing is read any more, what was read is answered, and after it the next task reads on."""
     async with served() as (kernel, device, heard):
-        kernel.late[1, 0, 3] = b"abc"
+        kernel.late[1, 0, 3] = (b"abc",)
         kernel.end.send(read_request(10, 1, 0, 3))
         await trio.testing.wait_all_tasks_blocked()
         device.pause()
@@ -290,7 +295,7 @@ async def test_many_reads_let_others_run(here: bool) -> None:
     async with served() as (kernel, _, _):
         kernel.is_quiet = True
         for number in range(4 * AT_ONCE):
-            (kernel.at_once if here else kernel.late)[1, number, 1] = b"z"
+            (kernel.at_once if here else kernel.late)[1, number, 1] = (b"z",)
             kernel.end.send(read_request(2 * number + 2, 1, number, 1))
         for _ in range(8):
             await trio.lowlevel.checkpoint()
@@ -320,11 +325,11 @@ async def test_it_lingers_for_who_touches_only(
     async with served() as (kernel, _, _):
         kernel.is_quiet = is_quiet
         for number in range(waiting):
-            kernel.late[2, number, 1] = b"y"
+            kernel.late[2, number, 1] = (b"y",)
             kernel.end.send(read_request(100 + 2 * number, 2, number, 1))
         await trio.testing.wait_all_tasks_blocked()
         monkeypatch.setattr(select, "select", look)
-        kernel.at_once[1, 0, size] = bytes(size)
+        kernel.at_once[1, 0, size] = (bytes(size),)
         kernel.end.send(read_request(2, 1, 0, size))
         await trio.testing.wait_all_tasks_blocked()
         assert kernel.said() == [reply(2, bytes(size))]
@@ -357,7 +362,7 @@ async def test_a_closed_device_lets_go() -> None:
     kernel = Kernel()
     async with trio.open_nursery() as nursery:
         device = kernel.device(nursery)
-        kernel.late[1, 0, 3] = b"abc"
+        kernel.late[1, 0, 3] = (b"abc",)
         kernel.end.send(read_request(10, 1, 0, 3))
         told = []
 
@@ -446,7 +451,7 @@ async def test_only_so_many_reads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "MOST_WAITING", 3)
     async with served() as (kernel, _, heard):
         for number in range(3):
-            kernel.late[1, number, 1] = b"z"
+            kernel.late[1, number, 1] = (b"z",)
             kernel.end.send(read_request(2 * number + 2, 1, number, 1))
         kernel.end.send(request(LOOKUP, 20))
         await trio.testing.wait_all_tasks_blocked()
@@ -476,7 +481,7 @@ async def test_nobody_waits_for_the_answer_any_more(
     async with served() as (kernel, _, heard):
         monkeypatch.setattr(os, "readv", readv)
         monkeypatch.setattr(os, "writev", writev)
-        kernel.at_once[1, 0, 1] = b"z"
+        kernel.at_once[1, 0, 1] = (b"z",)
         kernel.end.send(read_request(2, 1, 0, 1))
         await trio.testing.wait_all_tasks_blocked()
         assert not gone

@@ -83,17 +83,6 @@ def test_a_loan_that_cannot_be_had_pushes_nothing_out() -> None:
     assert here(memory, range(4)) == [0, 2]
 
 
-def test_neighbours_are_one_view() -> None:
-    """Chunks in adjacent slots can be read across without a copy."""
-    memory = Memory(4 * MIB)
-    chunks = fill(memory, range(4))
-    for number, chunk in enumerate(chunks):
-        chunk.view[:] = bytes([number]) * CHUNK_SIZE
-    first, second = next((a, b) for a in chunks for b in chunks if memory.adjacent(a, b))
-    view = memory.span(first, CHUNK_SIZE - 3, 6)
-    assert bytes(view) == bytes(first.view[-3:]) + bytes(second.view[:3])
-
-
 def test_a_chunk_is_in_memory_once() -> None:
     """Keeping it twice is a defect of the caller, and said so."""
     memory = Memory(4 * MIB)
@@ -189,16 +178,3 @@ def test_slots_are_made_ready_without_a_change() -> None:
     again = resident()
     assert memory.populate() == 64 * MIB
     assert resident() - again < 8 * MIB
-
-
-def test_slots_are_lent_side_by_side_where_that_is_free() -> None:
-    """Behind the one that is asked for, and behind each other; never at the price of fresh memory."""
-    memory = Memory(16 * MIB)
-    assert memory.lend(4, urgent=True) == [0, 1, 2, 3]
-    for slot in (1, 3, 0, 2):
-        memory.give_back(slot)
-    assert memory.lend(1, urgent=True, after=0) == [1]
-    assert memory.lend(2, urgent=True, after=1) == [2, 3]
-    assert memory.lend(1, urgent=True, after=3) == [0], "4 was never used"
-    assert memory.lend(1, urgent=True, after=0) == [4], "1 is taken, and nothing else is warm"
-    assert memory.statistics().lent == 5

@@ -212,7 +212,7 @@ def test_a_damaged_record_frees_no_more_than_it_says(caches: CacheMaker) -> None
 
 async def alone(cache: ChunkCache, version: ObjectVersion, start: int, stop: int) -> bytes:
     """A read of which nothing beside its bytes is wanted."""
-    return bytes(await cache.wait(version, start, stop, alone=True))
+    return b"".join(await cache.wait(version, start, stop, alone=True))
 
 
 @asynccontextmanager
@@ -266,7 +266,7 @@ async def test_whoever_wants_the_chunk_has_it_fetched_whole(caches: CacheMaker) 
     found: dict[str, bytes] = {}
 
     async def reader(name: str, start: int, stop: int, only: bool) -> None:
-        found[name] = bytes(await cache.wait(version, start, stop, alone=only))
+        found[name] = b"".join(await cache.wait(version, start, stop, alone=only))
 
     async with caching(store, disk) as cache, trio.open_nursery() as nursery:
         nursery.start_soon(reader, "touch", 500 * KIB, 1524 * KIB, True)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.cache.spans import spans_to_get
-from lazyfs.objects import MIB
+from lazyfs.objects import MIB, runs
 
 
 def lengths(absent: range, demand: int, idle: int, most: int = 8) -> list[int]:
@@ -19,9 +19,12 @@ def lengths(absent: range, demand: int, idle: int, most: int = 8) -> list[int]:
         (range(1), 1, 32, [1]),
         (range(8), 1, 32, [1] * 8),
         (range(16), 0, 32, [1] * 8 + [8]),
-        (range(16), 1, 4, [1] * 4 + [4, 8]),
-        (range(16), 1, 0, [1, 7, 8]),
-        (range(16), 2, -5, [1, 1, 6, 8]),
+        (range(16), 1, 4, [1] * 4 + [6, 6]),
+        (range(16), 1, 0, [8, 8]),
+        (range(2, 12), 4, 0, [5, 5]),
+        (range(2), 2, 0, [2]),
+        (range(2), 2, 1, [1, 1]),
+        (range(16), 2, -5, [8, 8]),
         (range(8, 16), 0, 32, [8]),
         (range(64, 128), 0, 32, [2] * 32),
         (range(64, 128), 0, 8, [8] * 8),
@@ -29,7 +32,8 @@ def lengths(absent: range, demand: int, idle: int, most: int = 8) -> list[int]:
     ],
 )
 def test_the_cut(absent: range, demand: int, idle: int, expected: list[int]) -> None:
-    """Small while it helps, then on the grid of large ones; a window that grows at once goes over all connections."""
+    """Small while it helps, then on the grid of large ones; a window that grows at once goes over all connections; as
+    few as may be once all are busy."""
     assert lengths(absent, demand, idle) == expected
 
 
@@ -44,4 +48,7 @@ def test_each_chunk_once(numbers: set[int], demand: int, idle: int, most: int) -
     spans = spans_to_get(sorted(numbers), demand * MIB, idle=idle, most=most)
     assert [number for span in spans for number in span] == sorted(numbers)
     assert all(1 <= len(span) <= most for span in spans)
-    assert all(len(span) == 1 for span in spans if span.start < demand)
+    if idle > sum(number < demand + 8 for number in numbers):
+        assert all(len(span) == 1 for span in spans if span.start < demand)
+    if idle <= 0:
+        assert len(spans) == sum(-(-len(run) // most) for run in runs(sorted(numbers), 1000))

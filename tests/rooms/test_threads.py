@@ -108,7 +108,7 @@ async def test_a_touch_of_warm_bytes_reads_their_block_only(caches: CacheMaker) 
         files = OpenFiles(cache, Budget(8 * MIB))
         handle = files.open(file)
         for offset in (5 * MIB + 12 * KIB, 300 * KIB, 7 * MIB + 900 * KIB, 2 * MIB + 64 * KIB - 4 * KIB):
-            assert bytes(await files.get(handle).read(offset, 4 * KIB)) == data[offset : offset + 4 * KIB]
+            assert b"".join(await files.get(handle).read(offset, 4 * KIB)) == data[offset : offset + 4 * KIB]
         assert memory.statistics().chunks == 0
         assert cache.statistics().disk_hits == 4
         assert store.gets() == []

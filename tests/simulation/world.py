@@ -363,7 +363,7 @@ class Life:
             if nervous:
                 world.reading[scope] = None
             try:
-                found = bytes(await opened.read(offset, size))
+                found = b"".join(await opened.read(offset, size))
             except LazyfsError as error:
                 world.note("reader", reader, version.key, offset, size, type(error).__name__)
                 world.judge(opened.file, began, error)
