@@ -71,6 +71,8 @@ class Disk:
         self.evicted_bytes = 0
         self._scratch = Scratch()
         self._closed = False
+        # Whether there is no room for a single chunk of those that are being kept, and so for no other.
+        self._full = False
         self._full_again = -math.inf
         self.lower = ""
         """Where the lower layer is that this cache is over, if it is over one."""
@@ -199,6 +201,7 @@ class Disk:
 
     def keep(self, chunks: Sequence[Verified]) -> int:
         """Write the chunks and count them as present, making room first; how many were kept. Blocks."""
+        self._full = False
         return self._keep(chunks, CLAIMS)
 
     def _keep(self, chunks: Sequence[Verified], attempts: int) -> int:
@@ -212,7 +215,9 @@ class Disk:
             return self._keep(chunks, attempts - 1)
         if answer is Answer.NO_ROOM and len(chunks) > 1:
             half = len(chunks) // 2
-            return self._keep(chunks[:half], attempts) + self._keep(chunks[half:], attempts)
+            kept = self._keep(chunks[:half], attempts)
+            return kept if self._full else kept + self._keep(chunks[half:], attempts)
+        self._full |= answer is Answer.NO_ROOM
         if answer is Answer.BLOCKED:
             graves = self._index.graves()
             free = [c for run, members in runs if not any(run.overlaps(grave) for grave in graves) for c in members]

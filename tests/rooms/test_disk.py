@@ -302,6 +302,28 @@ def test_a_batch_of_many_pieces_is_few_steps(caches: CacheMaker, monkeypatch: py
         assert chunk_on(disk, version, number) == (data[number * MIB : (number + 1) * MIB] if here else None)
 
 
+def test_what_has_no_room_is_given_up_soon(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk costs a batch few claims, not two for each chunk; what there is room for is kept."""
+    data = pattern(20 * MIB)
+    version = version_of("k", data)
+    disk = caches.open(max_size=12 * MIB)
+    assert keep(disk, version, data, range(4)) == 4
+    claims: list[int] = []
+    claim = disk._index.claim
+
+    def counted(*args: Any) -> Any:
+        claims.append(args[2])
+        return claim(*args)
+
+    monkeypatch.setattr(disk._index, "claim", counted)
+    monkeypatch.setattr(disk, "_max_size", 4 * MIB)
+    monkeypatch.setattr(disk._index, "bury", lambda *_: 0)
+    assert keep(disk, version, data, range(4, 20)) == 0
+    assert len(claims) <= 10, claims
+    monkeypatch.setattr(disk, "_max_size", 13 * MIB)
+    assert 6 <= keep(disk, version, data, range(4, 20)) <= 8
+
+
 def test_a_write_that_fails_is_cleared(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full or failing disk is an error by name; what was claimed is given back."""
     data = pattern(2 * MIB)
