@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lazyfs.cache.records import Run
+from lazyfs.cache.records import Run, chunk_size
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, ObjectVersion
 
 
@@ -27,6 +27,11 @@ class Verified:
     def whole(self) -> bool:
         """Whether it is all of the chunk."""
         return len(self.view) == self.version.chunk_length(self.number)
+
+
+def size_on_disk(chunk: Verified) -> int:
+    """Bytes of disk that the chunk takes, or that one takes of which these are blocks."""
+    return chunk_size(chunk.version.size, chunk.number)
 
 
 def in_runs(chunks: Sequence[Verified], generations: dict[bytes, int]) -> list[tuple[Run, list[Verified]]]:

@@ -134,10 +134,14 @@ class ChunkCache:
             elif self._memory.get(key) is None:
                 missing.append(number)
         for span, on_disk in self._spans(version, missing, demand):
-            claim = Claim(urgent=span.start * CHUNK_SIZE < demand, lane=lane)
-            launched = self._flights.launch(version, span, claim, on_disk=on_disk)
-            if launched < len(span):
-                return (span.start + launched) * CHUNK_SIZE
+            first = span.start
+            while first < span.stop:
+                claim = Claim(urgent=first * CHUNK_SIZE < demand, lane=lane)
+                launched = self._flights.launch(version, range(first, span.stop), claim, on_disk=on_disk)
+                first += launched
+                # While memory is short one comes at a time, and all that is waited for.
+                if first < span.stop and not (launched and first * CHUNK_SIZE < demand):
+                    return first * CHUNK_SIZE
         return stop
 
     def _spans(self, version: ObjectVersion, missing: list[int], demand: int) -> Iterator[tuple[range, bool]]:
@@ -150,7 +154,7 @@ class ChunkCache:
                 segment = number // SEGMENT_CHUNKS
                 bits = self._disk.present(version.object_id, segment)
             (on_disk if bits >> number % SEGMENT_CHUNKS & 1 else absent).append(number)
-        most, idle = self._span_chunks, self._ways - self._flights.flying[version.origin]
+        most, idle = self._span_chunks, self._ways - self._flights.asking[version.origin]
         gets = ((span, False) for span in spans_to_get(absent, demand, idle=idle, most=most))
         yield from sorted([*((span, True) for span in runs(on_disk, most)), *gets], key=lambda span: span[0].start)
 

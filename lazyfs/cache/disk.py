@@ -28,13 +28,13 @@ from collections.abc import Iterator, Sequence
 from lazyfs.cache import readback
 from lazyfs.cache.answer import Answer
 from lazyfs.cache.batches import Verified as Verified  # noqa: PLC0414 - others know it from here
-from lazyfs.cache.batches import in_runs
+from lazyfs.cache.batches import in_runs, size_on_disk
 from lazyfs.cache.catalogue import holds, pins
 from lazyfs.cache.directory import CacheDirectory, unusable
 from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.opening import open_index
-from lazyfs.cache.records import Kept, Run, Written, chunk_size
+from lazyfs.cache.records import Kept, Run, Written
 from lazyfs.cache.sweep import sweep
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, ObjectVersion
@@ -71,8 +71,8 @@ class Disk:
         self.evicted_bytes = 0
         self._scratch = Scratch()
         self._closed = False
-        # Whether there is no room for a single chunk of those that are being kept, and so for no other.
-        self._full = False
+        # The size of a chunk for which there was no room by itself, of those that are being kept.
+        self._refused: int | None = None
         self._full_again = -math.inf
         self.lower = ""
         """Where the lower layer is that this cache is over, if it is over one."""
@@ -201,14 +201,14 @@ class Disk:
 
     def keep(self, chunks: Sequence[Verified]) -> int:
         """Write the chunks and count them as present, making room first; how many were kept. Blocks."""
-        self._full = False
+        self._refused = None
         return self._keep(chunks, CLAIMS)
 
     def _keep(self, chunks: Sequence[Verified], attempts: int) -> int:
         versions = {chunk.version.object_id: chunk.version for chunk in chunks}
         generations = {object_id: self._index.generation(version) for object_id, version in versions.items()}
         runs = in_runs(chunks, generations)
-        size = sum(chunk_size(chunk.version.size, chunk.number) for chunk in chunks)
+        size = sum(map(size_on_disk, chunks))
         answer = self._claim([run for run, _ in runs], size)
         if answer is Answer.STALE and attempts > 1:
             # Making room took the very object that is written; its next file has another name.
@@ -216,8 +216,10 @@ class Disk:
         if answer is Answer.NO_ROOM and len(chunks) > 1:
             half = len(chunks) // 2
             kept = self._keep(chunks[:half], attempts)
-            return kept if self._full else kept + self._keep(chunks[half:], attempts)
-        self._full |= answer is Answer.NO_ROOM
+            rest = [one for one in chunks[half:] if self._refused is None or size_on_disk(one) < self._refused]
+            return kept + (self._keep(rest, attempts) if rest else 0)
+        if answer is Answer.NO_ROOM:
+            self._refused = size
         if answer is Answer.BLOCKED:
             graves = self._index.graves()
             free = [c for run, members in runs if not any(run.overlaps(grave) for grave in graves) for c in members]
@@ -225,11 +227,13 @@ class Disk:
         if not answer:
             return 0
         written: list[Written] = []
-        files = {one: self._files.to_write(version, generations[one]) for one, version in versions.items()}
+        file, of = None, b""
         try:
             for run, members in runs:
+                if file is None or run.object_id != of:  # one is open at a time: runs are in order of objects
+                    file, of = self._files.to_write(members[0].version, run.generation), run.object_id
                 offset = run.first * CHUNK_SIZE + members[0].block * BLOCK_SIZE
-                files[run.object_id].write(offset, [chunk.view for chunk in members])
+                file.write(offset, [chunk.view for chunk in members])
                 written += [Written(c.version, run.generation, c.number, c.sums, c.block) for c in members]
         except OSError as error:
             self._index.settle(self._directory.daemon, written)

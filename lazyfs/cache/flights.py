@@ -65,7 +65,9 @@ class Flights:
         self._discarding: set[Key] = set()
         self._token = trio.lowlevel.current_trio_token()
         self.flying: Counter[str] = Counter()
-        """Flights that have not ended, by the origin that they ask."""
+        """Flights that have not ended, by the origin of what they bring."""
+        self.asking: Counter[str] = Counter()
+        """Those of them that ask the origin for it."""
         self.disk_hits = self.misses = self.corrupt = self.disk_bytes = 0
         self.short = 0
         """Readers that wait for memory: then every chunk lands as soon as it is complete."""
@@ -95,9 +97,7 @@ class Flights:
         brings, as memory allows."""
         lent_to = DISK if on_disk else version.origin
         room = self._shares.room(lent_to)
-        # Nobody waits for more than the first one or two: for the rest nothing is pushed out that somebody will want.
-        urgent = claim.urgent and len(span) == 1
-        slots = self._memory.lend(len(span), urgent=urgent) if len(span) <= room else None
+        slots = self._memory.lend(len(span), urgent=claim.urgent) if len(span) <= room else None
         if slots is None and claim.urgent:
             for flight in dict.fromkeys(self._by_chunk.values()):
                 self._land(flight)  # what is complete can be written, and makes room
@@ -135,6 +135,7 @@ class Flights:
         for number in range(flight.first, flight.stop):
             self._by_chunk[flight.version.object_id, number] = flight
         self.flying[flight.version.origin] += 1
+        self.asking[flight.version.origin] += flight.lent_to != DISK
         self._nursery.start_soon(self._fly_next)
         self._launched.append(flight)
 
@@ -165,6 +166,7 @@ class Flights:
             flight.error = LazyfsError(f"a defect: {type(error).__name__}: {error}")
         finally:
             self.flying[flight.version.origin] -= 1
+            self.asking[flight.version.origin] -= flight.lent_to != DISK
             self._end(flight)
 
     async def _from_disk(self, flight: Flight, kept: Sequence[Kept | None]) -> None:

@@ -20,14 +20,17 @@ def spans_to_get(absent: Sequence[int], demand: int, *, idle: int, most: int) ->
     Near the reader GETs are small, so that the first bytes come over many connections at once; further ahead they are
     as large as may be, for each costs the same CPU and the same wait for its first byte, but where a window grows by
     much at once it is spread over all connections: its bytes are wanted sooner than one brings 8 MiB. Both only as far
-    as connections are idle: 32 readers had 0.3 GB/s with small GETs, for 32 times 1 MiB in 62 ms is no more. What a
-    reader waits for has then no GET of its own either, but the first bytes of a large one: those 32 sent 330 GETs for a
-    GiB, each a round trip in which the connection brings nothing, and now 240.
+    as connections are idle: 32 readers had 0.3 GB/s with small GETs, for 32 times 1 MiB in 62 ms is no more. Where none
+    is, what a reader waits for is one GET, and what is behind it as few as may be: each is a round trip in which its
+    connection brings nothing. What he does not wait for is none of his GET's, which goes before everybody's read-ahead.
     """
     idle = max(0, idle)
-    near = min(sum(number * CHUNK_SIZE < demand + NEAR for number in absent), idle)
+    urgent = sum(number * CHUNK_SIZE < demand for number in absent)
+    if idle < urgent:
+        return [*_evenly(absent[:urgent], most), *_evenly(absent[urgent:], most)]
+    near = max(urgent, min(sum(number * CHUNK_SIZE < demand + NEAR for number in absent), idle))
     far = absent[near:]
-    if near == idle:
+    if near >= idle:
         return [*runs(absent[:near], 1), *_evenly(far, most)]
     share = -(-len(far) // (idle - near)) if len(far) > most else most
     return [*runs(absent[:near], 1), *runs(far, min(share, most))]

@@ -63,7 +63,7 @@ class Run:
         """What to bring for the read [start, stop) of a forward run: from the frontier to the end of the window, once
         that is a step or half the window. `sure`: bytes from `high` on that will be read, whatever was read before."""
         if self.skipped[1]:
-            self._look_at_skipped(start)
+            self._look_at_skipped(start, stop)
         length = self.high - self.low - self.hole
         if length <= self.expect or (self.bounded and length <= 2 * self.expect):
             window, target = 0, align_up(max(self.high, self.low + self.expect))
@@ -92,16 +92,25 @@ class Run:
         for low, high in others:
             if start < low:
                 found.append((start, low))
-            self.skipped = min(self.skipped[0] or low, low), max(self.skipped[1], high)
-            start = max(start, high)
+            if start < high:
+                self.skipped = min(self.skipped[0] or low, low), max(self.skipped[1], high)
+                start = high
         return (*found, (start, stop)) if start < stop else tuple(found)
 
-    def _look_at_skipped(self, start: int) -> None:
-        """A read from `start` on: if it is of bytes that were left out, they are planned from there on."""
+    def planned(self, start: int) -> int:
+        """Up to where all from `start` on, which is ahead of it, was planned for this run: `start` if nothing was."""
         low, high = self.skipped
-        if low <= start:
+        if low <= start < high or not self.high <= start < self.frontier:
+            return start
+        return low if start < low else self.frontier
+
+    def _look_at_skipped(self, start: int, stop: int) -> None:
+        """A read of [start, stop): if some of it was left out, that is planned from there on. The kernel asks only for
+        what it has not."""
+        low, high = self.skipped
+        if low < stop:
             if start < high:
-                self.frontier, self.skips = min(self.frontier, align_down(start)), False
+                self.frontier, self.skips = min(self.frontier, max(low, align_down(start))), False
             self.skipped = (0, 0)
 
     def downwards(self, largest: int) -> list[Range]:

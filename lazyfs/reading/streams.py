@@ -180,8 +180,8 @@ class Streams:
             return
         # Inside the window of another run, what that one planned counts as planned.
         for other in self._table.active:
-            if other.step > 0 and other.high <= run.low and run.high <= other.frontier:
-                run.frontier = max(run.frontier, other.frontier)
+            if other.step > 0 and (planned := other.planned(run.low)) >= run.high:
+                run.frontier = max(run.frontier, planned)
         if run.low < FILE_BEGIN:
             run.window = self._budget.first_window
         front = self._table.front
@@ -248,7 +248,7 @@ class Streams:
         broken = self._strides.broken(self._births)
         given_up = () if broken is None else tuple(self._abandon(broken))
         front = self._table.front
-        if front.step > 0 and front.high <= start and need[1] <= front.frontier:
+        if front.step > 0 and front.planned(start) >= need[1]:
             return Plan((), given_up) if given_up else NOTHING
         ending = self.tensors.ending(start, stop)
         if ending is not None and align_up(ending[0]) < need[0] and not self._is_promised(ending[1]):

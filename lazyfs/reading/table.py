@@ -8,7 +8,7 @@ table of places once, and all but the front one where it goes on.
 
 from collections import OrderedDict
 
-from lazyfs.objects import align_up
+from lazyfs.objects import MIB, align_up
 from lazyfs.reading.runs import Range, Run
 from lazyfs.reading.windows import SLACK, Budget
 
@@ -19,6 +19,9 @@ LEFT = 8
 """A run is left when so many reads for each active run went by without one of its own. Its queued read-ahead is given
 up, which costs no more than asking again: of 16 that take turns by chance one is idle for so
 long with a probability of 0.03 %."""
+
+KEPT = 512 * MIB
+"""Of what a run read the kernel is taken to keep so much; a long one began long ago."""
 
 _REGION = 23
 """Runs are looked up in the 8 MiB where they are and those to either side, which is SLACK and a read at least."""
@@ -58,14 +61,14 @@ class Table:
         return nearest
 
     def read_by_others(self, run: Run, start: int, stop: int, since: int) -> list[Range]:
-        """What runs upwards that begin in [start, stop), and had a read since the inode's read `since`, have planned or
-        read, to whole chunks and ascending."""
+        """What runs upwards that had a read since the inode's read `since` have planned, or were the last to read, from
+        `start` on: to whole chunks, ascending, and nothing after `stop`."""
         found = [
-            (align_up(other.low), other.frontier)
+            (align_up(max(other.low, other.high - KEPT)), min(other.frontier, stop))
             for other in (*self.active, *self._resting)
-            if start <= other.low < stop and other.step > 0 and other is not run and other.last >= since
+            if other.high > start and other.step > 0 and other is not run and other.last >= since
         ]
-        return sorted((low, min(high, stop)) for low, high in found if low < min(high, stop))
+        return sorted((low, high) for low, high in found if start <= low < high)
 
     def to_front(self, run: Run) -> None:
         """The run had the latest read. It counts as active from when it has a window."""

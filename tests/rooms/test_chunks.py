@@ -18,7 +18,7 @@ from lazyfs.cache.memory import Memory
 from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable, Dropped, ObjectChanged, StoreError, Unreachable
 from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
-from tests.rooms.building import CacheMaker, chunk_on, object_files, pattern
+from tests.rooms.building import CacheMaker, chunk_on, keep, object_files, pattern
 from tests.rooms.caching import caching
 from tests.rooms.memory_store import Call, Fault, MemoryStore, Valve, in_turn
 
@@ -272,6 +272,55 @@ async def test_little_memory_is_slow_and_not_stuck(store: MemoryStore, running: 
             for number in range(10):
                 nursery.start_soon(reader, cache, number)
     assert right == [True] * 120
+
+
+async def test_a_walk_of_what_is_on_disk_gets_memory_that_nobody_read(
+    store: MemoryStore, running: Running, disk: Disk
+) -> None:
+    """Read-ahead of files that were closed may fill it: a whole span at a time is pushed out, not a chunk."""
+    there, left = pattern(24 * MIB, 1), pattern(16 * MIB, 2)
+    cached, version = store.put("there", there), store.put("left", left)
+    keep(disk, cached, there, range(24))
+    async with running(16 * MIB) as cache:
+        assert cache.start(version, 0, 16 * MIB, demand=0) == 16 * MIB
+        while cache.flying:
+            await trio.testing.wait_all_tasks_blocked()
+        await cache.writer.settled()
+        asked = len(store.gets())
+        for start in range(0, 24 * MIB, 8 * MIB):
+            assert cache.start(cached, start, start + 8 * MIB, demand=start + MIB) == start + 8 * MIB
+            assert await read(cache, cached, start, start + 8 * MIB) == there[start : start + 8 * MIB]
+        assert cache.statistics().disk_hits == 24
+        assert len(store.gets()) == asked
+
+
+async def test_both_chunks_of_a_read_are_asked_for_though_memory_is_short(
+    store: MemoryStore, running: Running
+) -> None:
+    """The second for the price of a chunk that waits to be written."""
+    full, data = pattern(2 * MIB, 1), pattern(3 * MIB, 2)
+    other, version = store.put("full", full), store.put("k", data)
+    async with running(2 * MIB, writes=False, ways=0) as cache:
+        assert await read(cache, other, 0, 2 * MIB) == full
+        assert len(cache.writer) == 1
+        start, stop = MIB // 2, MIB + MIB // 2
+        assert cache.start(version, start, stop, demand=stop) == stop
+        assert len(cache.writer) == 0
+        assert await read(cache, version, start, stop) == data[start:stop]
+
+
+async def test_what_comes_from_disk_keeps_no_connection_busy(
+    store: MemoryStore, running: Running, disk: Disk
+) -> None:
+    """The GETs beside it are cut as if it were not there."""
+    there, data = pattern(16 * MIB, 1), pattern(2 * MIB, 2)
+    cached, version = store.put("there", there), store.put("k", data)
+    keep(disk, cached, there, range(16))
+    async with running(ways=2) as cache:
+        assert cache.start(cached, 0, 16 * MIB, demand=0) == 16 * MIB
+        cache.start(version, 0, 2 * MIB, demand=2 * MIB)
+        assert await read(cache, version, 0, 2 * MIB) == data
+    assert sorted(store.gets()) == [(0, MIB), (MIB, 2 * MIB)]
 
 
 async def test_what_was_fetched_is_read_from_disk_next_time(

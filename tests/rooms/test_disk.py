@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lazyfs.cache import disk as disk_module
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.ledger import Ledger
 from lazyfs.cache.memory import Memory
@@ -322,6 +323,19 @@ def test_what_has_no_room_is_given_up_soon(caches: CacheMaker, monkeypatch: pyte
     assert len(claims) <= 10, claims
     monkeypatch.setattr(disk, "_max_size", 13 * MIB)
     assert 6 <= keep(disk, version, data, range(4, 20)) <= 8
+
+
+def test_what_is_smaller_may_find_room_where_a_chunk_does_not(
+    caches: CacheMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small files are kept in what is left of a cache that is full of pins."""
+    large, small = pattern(MIB, 1), pattern(20_000, 2)
+    disk = caches.open(max_size=2 * MIB)
+    monkeypatch.setattr(disk._index, "bury", lambda *_: 0)
+    monkeypatch.setattr(disk, "_max_size", disk.used() + disk_module.INDEX_SLACK + MIB // 2)
+    batch = [verified(version_of("a", large), large, 0)]
+    batch += [verified(version_of(f"small {number}", small), small, 0) for number in range(8)]
+    assert disk.keep(batch) == 8
 
 
 def test_a_write_that_fails_is_cleared(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:

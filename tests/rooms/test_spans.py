@@ -20,11 +20,12 @@ def lengths(absent: range, demand: int, idle: int, most: int = 8) -> list[int]:
         (range(8), 1, 32, [1] * 8),
         (range(16), 0, 32, [1] * 8 + [8]),
         (range(16), 1, 4, [1] * 4 + [6, 6]),
-        (range(16), 1, 0, [8, 8]),
-        (range(2, 12), 4, 0, [5, 5]),
+        (range(16), 1, 0, [1, 8, 7]),
+        (range(2, 12), 4, 0, [2, 8]),
         (range(2), 2, 0, [2]),
-        (range(2), 2, 1, [1, 1]),
-        (range(16), 2, -5, [8, 8]),
+        (range(2), 2, 1, [2]),
+        (range(2), 2, 2, [1, 1]),
+        (range(16), 2, -5, [2, 7, 7]),
         (range(8, 16), 0, 32, [8]),
         (range(64, 128), 0, 32, [2] * 32),
         (range(64, 128), 0, 8, [8] * 8),
@@ -48,7 +49,10 @@ def test_each_chunk_once(numbers: set[int], demand: int, idle: int, most: int) -
     spans = spans_to_get(sorted(numbers), demand * MIB, idle=idle, most=most)
     assert [number for span in spans for number in span] == sorted(numbers)
     assert all(1 <= len(span) <= most for span in spans)
-    if idle > sum(number < demand + 8 for number in numbers):
+    urgent = sorted(number for number in numbers if number < demand)
+    if idle >= len(urgent):
         assert all(len(span) == 1 for span in spans if span.start < demand)
     if idle <= 0:
-        assert len(spans) == sum(-(-len(run) // most) for run in runs(sorted(numbers), 1000))
+        rest = sorted(numbers - set(urgent))
+        assert len(spans) == sum(-(-len(run) // most) for part in (urgent, rest) for run in runs(part, 1000))
+    assert not any(span.start < demand < span.stop for span in spans), "read-ahead in a GET that goes before all"

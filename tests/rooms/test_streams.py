@@ -234,6 +234,28 @@ def test_who_asks_for_what_others_have_read_has_it_planned() -> None:
     assert planned(made, 0, 64 * MIB).isdisjoint(range(64, 74))
     assert planned(made, 64 * MIB, 66 * MIB) >= set(range(64, 74))
     assert planned(made, 66 * MIB, 300 * MIB) >= set(range(400, 410))
+    made = streams()
+    walk(made, 64 * MIB, 66 * MIB, MIB)
+    half = MIB // 2
+    assert planned(made, half, 63 * MIB + half).isdisjoint(range(64, 74))
+    assert planned(made, 63 * MIB + half, 64 * MIB + half) >= set(range(64, 74)), "the end of a read is enough"
+
+
+def test_what_was_left_out_is_planned_for_nobody_else() -> None:
+    """A third one who reads there, or the same reader after a jump, has his own read-ahead."""
+    for begin in (80, 72):
+        made = streams()
+        walk(made, 64 * MIB, 128 * MIB, MIB)
+        planned(made, 0, 64 * MIB)
+        assert planned(made, begin * MIB, (begin + 3) * MIB) >= set(range(begin, begin + 10))
+
+
+def test_a_part_of_a_long_run_is_what_it_read_last() -> None:
+    """The kernel may not have the rest any more: it is read ahead."""
+    made = streams()
+    walk(made, 64 * MIB, 1064 * MIB, MIB)
+    assert planned(made, 0, 60 * MIB) >= set(range(300))
+    assert planned(made, 60 * MIB, 500 * MIB).isdisjoint(range(553, 1064))
 
 
 def test_what_others_read_long_ago_is_read_ahead() -> None:
