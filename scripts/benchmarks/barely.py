@@ -36,6 +36,7 @@ LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, OPENDIR, RELEASEDIR, 
     1, 2, 3, 14, 15, 18, 25, 26, 27, 29, 36, 42,
 )  # fmt: skip
 ASYNC_READ, PARALLEL_DIROPS, MAX_PAGES = 1 << 0, 1 << 18, 1 << 22
+KEEP_CACHE = 1 << 1
 
 NODE, LASTING, PIECE, TOGETHER = 2, 3600, 1 << 20, 4 << 20
 """The file's inode, seconds for which its attributes are good, bytes of a read, bytes received by one call."""
@@ -137,7 +138,7 @@ class Daemon:
         elif opcode in (OPEN, OPENDIR):
             for _ in range(self._connections if opcode == OPEN else 0):
                 threading.Thread(target=self._receive, daemon=True).start()
-            self._say(unique, struct.pack("=QIi", 0, 0, 0))
+            self._say(unique, struct.pack("=QIi", 0, KEEP_CACHE, 0))
         elif opcode == INIT:
             flags = struct.unpack_from("=I", request, REQUEST.size + 12)[0] & (ASYNC_READ | PARALLEL_DIROPS | MAX_PAGES)
             pages = PIECE // mmap.PAGESIZE
@@ -186,7 +187,10 @@ class Daemon:
                 # As in lazyfs.stores.wire: the thread is woken for a MiB, where more comes after it.
                 low = PIECE if length - done - size >= PIECE else 1
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)
-                done += connection.recv_into(parts.view[begin + done : begin + done + size], 0, socket.MSG_WAITALL)
+                count = connection.recv_into(parts.view[begin + done : begin + done + size], 0, socket.MSG_WAITALL)
+                if not count:
+                    os._exit(1)
+                done += count
                 parts.received[slot] = done
                 if self._waiting:
                     with contextlib.suppress(BlockingIOError):
