@@ -30,9 +30,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import trio
 
+from lazyfs.objects import Pieces, size_of
+
 log = logging.getLogger(__name__)
 
-Answer = tuple[bytes | memoryview, ...] | int
+Answer = Pieces | int
 """The bytes of a read, in pieces, or the errno that it fails with."""
 
 Change = Callable[[bytearray], None]
@@ -209,7 +211,7 @@ class Device(trio.abc.Instrument):
         if isinstance(answer, int):
             self._write((OUT.pack(OUT.size, -answer, unique),))
             return 0
-        size = sum(map(len, answer))
+        size = size_of(answer)
         self._write((OUT.pack(OUT.size + size, 0, unique), *answer))
         return size
 
