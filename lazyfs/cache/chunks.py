@@ -6,8 +6,7 @@ how chunks come (`flights.py`), or why somebody reads.
 
 Concurrency: loop thread only. Code between two awaits is the lock: `start` is one step. No lock and no index
 transaction is held across an await.
-Invariants: a chunk is never in memory and in a flight at once; a reader's chunk is pinned from landing until the reader
-has run.
+Invariant: a chunk is never in memory and in a flight at once.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -17,7 +16,6 @@ import trio
 from lazyfs.cache.barred import Barred
 from lazyfs.cache.bringing import bring
 from lazyfs.cache.disk import Disk
-from lazyfs.cache.flight import Waiting
 from lazyfs.cache.flights import Flights
 from lazyfs.cache.forgetting import forget
 from lazyfs.cache.memory import Chunk, Memory
@@ -27,6 +25,7 @@ from lazyfs.cache.shares import Shares
 from lazyfs.cache.spans import spans_to_get
 from lazyfs.cache.statistics import ChunkStatistics
 from lazyfs.cache.threads import DiskThreads, Workers
+from lazyfs.cache.waits import Waits
 from lazyfs.cache.writer import Writer
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, Pieces, chunk_range, runs
 from lazyfs.stores.base import Claim, Reads
@@ -62,8 +61,6 @@ class ChunkCache:
         self._span_chunks = span_size // CHUNK_SIZE
         self._ways = ways
         self.workers = workers = workers or DiskThreads()
-        # Set, and replaced, when memory may have become free; `Flights.short` readers wait for that.
-        self._room = trio.Event()
         self._copies = {origin: trio.Semaphore(max(1, COPIES // len(origins))) for origin in origins}
         self.writer = Writer(disk=disk, memory=memory, nursery=nursery, workers=workers, made_room=self._made_room)
         self._flights = Flights(
@@ -80,7 +77,8 @@ class ChunkCache:
             disk=disk, flights=self._flights, writer=self.writer, workers=workers, copies=self._copies
         )
         self.barred = Barred()
-        self._memory_hits = self._waits = 0
+        self._waits = Waits(flights=self._flights, memory=memory, launch=self.launch, ways=ways)
+        self._memory_hits = 0
         self.looks = [0, 0]  # how often a chunk that somebody reads was not in memory, and was
 
     def statistics(self) -> ChunkStatistics:
@@ -90,7 +88,7 @@ class ChunkCache:
             memory_hits=self._memory_hits,
             disk_hits=flights.disk_hits,
             misses=flights.misses,
-            waits=self._waits,
+            waits=self._waits.count,
             corrupt=flights.corrupt,
             kept=writer.kept,
             unkept=writer.unkept,
@@ -225,14 +223,20 @@ class ChunkCache:
                     return (part,)
                 self.launch(version, start, stop, stop)
             return await self._read_across(version, start, stop)
+        begin, end = start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE
         chunk = self._memory.get((version.object_id, first))
         if chunk is None and stop - start <= SMALL_READ:
-            part = await self._parts.touch(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
+            part = await self._parts.touch(version, first, begin, end)
             if part is not None:
                 return (part,)
+            found = await self._waits.few(version, first, begin, end)
+            if isinstance(found, bytes):
+                self._memory_hits += 1
+                return (found,)
+            chunk = found
         chunk = chunk or await self.obtain(version, first)
         self._use(version, first, chunk, stop)
-        return (chunk.view[start - first * CHUNK_SIZE : stop - first * CHUNK_SIZE],)
+        return (chunk.view[begin:end],)
 
     async def _read_across(self, version: ObjectVersion, start: int, stop: int) -> Pieces:
         """Bytes that lie in several chunks. A pin held across a wait could be a deadlock, and a copy is memory beyond
@@ -266,48 +270,8 @@ class ChunkCache:
         self._memory.use((version.object_id, number), chunk, to_end=to_end)
 
     async def obtain(self, version: ObjectVersion, number: int, *, urgent: bool = True) -> Chunk:
-        """The chunk, waiting for it. Good until the next await: its pin is undone as the waiter runs."""
-        key = (version.object_id, number)
-        self._waits += 1
-        while True:
-            flight = self._flights.get(key)  # first: what completes now is in memory then
-            chunk = self._memory.get(key)
-            if chunk is not None:
-                return chunk
-            if flight is None:
-                start = number * CHUNK_SIZE
-                # With nothing of its origin on its way nobody makes room: then what nobody has read yet goes.
-                pushing = urgent or not self._flights.flying[version.origin]
-                self.launch(version, start, start + 1, start + 1 if pushing else 0)
-                flight = self._flights.get(key)
-            if flight is None:
-                self._flights.short += 1
-                try:
-                    await self._some_room()
-                finally:
-                    self._flights.short -= 1
-                continue
-            if urgent:
-                flight.claim.urge()
-            waiting = flight.waiting.setdefault(number, Waiting())
-            waiting.count += 1
-            self._flights.get(key)  # complete since, and nobody was told
-            try:
-                await waiting.event.wait()
-            except BaseException:
-                if waiting.chunk is None:
-                    waiting.count -= 1
-                else:
-                    self._memory.unpin(waiting.chunk)
-                raise
-            if waiting.chunk is not None:
-                self._memory.unpin(waiting.chunk)
-                if self._flights.short:
-                    self._made_room()
-                return waiting.chunk
-            error = flight.error_for(version)
-            if error is not None:
-                raise error
+        """The chunk, waiting for it. Good until the next await."""
+        return await self._waits.chunk(version, number, urgent=urgent)
 
     async def bring(self, version: ObjectVersion, start: int, stop: int) -> None:
         """Have bytes [start, stop) on disk, as far as the disk takes them, behind everything that readers wait for."""
@@ -325,7 +289,7 @@ class ChunkCache:
 
     async def forget(self, version: ObjectVersion) -> None:
         """Drop everything of a version, in memory and on disk, with what is on its way."""
-        writer, landing = self.writer, self._some_room
+        writer, landing = self.writer, self._waits.room
         await forget(
             version, disk=self._disk, memory=self._memory, writer=writer, flights=self._flights, landing=landing
         )
@@ -347,9 +311,5 @@ class ChunkCache:
         """Bytes of the version that are on disk, to a chunk."""
         return self._disk.cached_bytes(version)
 
-    async def _some_room(self) -> None:
-        await self._room.wait()
-
     def _made_room(self) -> None:
-        event, self._room = self._room, trio.Event()
-        event.set()
+        self._waits.made_room()

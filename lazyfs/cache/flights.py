@@ -158,7 +158,7 @@ class Flights:
             if flight.lent_to == DISK:
                 kept = [self._disk.kept(flight.version.object_id, n) for n in range(flight.first, flight.stop)]
                 await self._from_disk(flight, kept)
-            await self._from_store(flight)
+            await (self._in_two(flight) if flight.cut else self._from_store(flight))
         except LazyfsError as error:
             flight.error = error
         except Exception as error:
@@ -166,7 +166,7 @@ class Flights:
             flight.error = LazyfsError(f"a defect: {type(error).__name__}: {error}")
         finally:
             self.flying[flight.version.origin] -= 1
-            self.asking[flight.version.origin] -= flight.lent_to != DISK
+            self.asking[flight.version.origin] -= (flight.lent_to != DISK) + (flight.cut > 0)
             self._end(flight)
 
     async def _from_disk(self, flight: Flight, kept: Sequence[Kept | None]) -> None:
@@ -191,6 +191,7 @@ class Flights:
             if not good:
                 await self.found_wrong(flight.version, number, one)
                 return False
+            flight.received[0] += len(flight.views[offset])
             flight.sums.append(one.sums)
             self.disk_hits += 1
             self.disk_bytes += len(flight.views[offset])
@@ -204,17 +205,22 @@ class Flights:
         views = flight.views[begin:]
         if not views:
             return
+        before = flight.received[0]
         ends: list[int] = []
         for view in views:
             ends.append((ends[-1] if ends else 0) + len(view))
 
         def arrived(count: int) -> None:
+            flight.received[0] = before + count
+            if flight.few:
+                self._token.run_sync_soon(flight.tell)
             done = len(flight.sums) - begin
             if done < len(ends) and count >= ends[done]:
                 while done < len(ends) and count >= ends[done]:
                     flight.sums.append(block_sums(views[done]))
                     done += 1
                 # In this order: who waits looks once more after he is in `waiting`, so one of the two sees the other.
+                # As with `few`.
                 if flight.waiting or self.short or len(flight.sums) - flight.landed >= TOLD_TOGETHER:
                     self._token.run_sync_soon(self._land, flight)
 
@@ -222,8 +228,40 @@ class Flights:
         await self._store.read(flight.version, start, views, arrived, flight.claim)
         self._land(flight)
 
+    def cut(self, flight: Flight, place: int) -> None:
+        """Bring the one chunk of a flight that no task has taken up yet by two GETs side by side, of which one begins
+        with the byte `place`, where a reader waits for a few."""
+        flight.cut = place
+        self.asking[flight.version.origin] += 1
+
+    async def _in_two(self, flight: Flight) -> None:
+        """Land a chunk that is cut."""
+        (view,), start, cut = flight.views, flight.first * CHUNK_SIZE, flight.cut
+        errors: list[LazyfsError] = []
+
+        async def get(half: int, low: int, high: int, claim: Claim) -> None:
+            def arrived(count: int) -> None:
+                flight.received[half] = count
+                if flight.few:
+                    self._token.run_sync_soon(flight.tell)
+
+            try:
+                await self._store.read(flight.version, start + low, [view[low:high]], arrived, claim)
+            except LazyfsError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(get, 0, 0, cut, Claim(urgent=True))
+            # Here and now, so that it is sent first.
+            await get(1, cut, len(view), flight.claim)
+        if errors:
+            raise errors[0]
+        flight.sums.append(block_sums(view))
+        self._land(flight)
+
     def _land(self, flight: Flight, *, fresh: bool = True) -> None:
         """The chunks whose checksums are known are here: keep them in memory, wake their waiters, queue the write."""
+        flight.tell()
         while flight.landed < len(flight.sums) and not flight.over:
             place = flight.landed
             number = flight.first + place
@@ -234,6 +272,8 @@ class Flights:
             chunk = self._memory.keep(key, flight.slots[place], len(flight.views[place]))
             if not flight.part:
                 self._shares.give(flight.lent_to)
+            if number in flight.ended:
+                self._memory.use(key, chunk, to_end=True)
             flight.landed += 1
             if fresh:
                 block = 0 if place else flight.block
@@ -261,6 +301,8 @@ class Flights:
         self._land(flight)
         # The word that a chunk is complete may still be queued; its slot is somebody else's from here on.
         flight.over = True
+        for few in flight.few:
+            few.event.set()
         if flight.part:
             self._end_part(flight)
         for place in range(flight.landed, len(flight.slots)):

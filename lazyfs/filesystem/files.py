@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.errors import ArchivedObject, Corrupt, StoreError
 from lazyfs.filesystem.nodes import File
-from lazyfs.objects import ARCHIVES, Pieces, size_of
+from lazyfs.objects import ARCHIVES, CHUNK_SIZE, Pieces, size_of
 from lazyfs.reading.formats import borders, has_tensors
 from lazyfs.reading.plans import Plan
 from lazyfs.reading.shards import next_shard
@@ -41,7 +41,7 @@ class OpenFile:
 
     __slots__ = (
         "_alone", "_began", "_beyond", "_cache", "_count", "_follows", "_last", "_opened", "_read_bytes", "_streams",
-        "file", "handles",
+        "_unseen", "file", "handles",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +61,7 @@ class OpenFile:
         self._count = count
         self._last = next(count)
         self._read_bytes = 0
+        self._unseen = True
         self._cache = cache
         self._streams = Streams(file.version.size, budget)
         self._opened = opened
@@ -129,17 +130,20 @@ class OpenFile:
     def _served(self, found: Pieces) -> None:
         if not self._read_bytes:
             self._began(self.file)
+        if self._unseen:
             self._look_inside()
         self._read_bytes += size_of(found)
         self._last = next(self._count)
 
     def _look_inside(self) -> None:
-        """Tell the streams what the file's own header says, if that was fetched for the first read, and nobody left a
-        tensor of it when it was open before."""
+        """Tell the streams what the file's own header says, if that was fetched for the first reads, and nobody left a
+        tensor of it when it was open before. A few bytes are answered before all of it is here."""
+        self._unseen = False
         if has_tensors(self.file.name) and not self.file.partly:
             beginning = self._cache.held(self.file.version, 0)
             if beginning is not None:
                 self._streams.tensors.know(borders(beginning, self.file.version.size))
+            self._unseen = beginning is None and self._read_bytes < CHUNK_SIZE
 
     def state(self) -> FileState:
         """What is done with it now."""

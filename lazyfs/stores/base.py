@@ -23,16 +23,19 @@ class Claim:
     connections evenly, whatever each has queued. `urge()` makes it urgent for good, also while it is queued;
     `drop()` gives it up if it has not been sent yet. Loop thread only.
 
+    `few` says that somebody waits for a few bytes of it by themselves: `arrived` then tells of little at a time, where
+    the store can do that.
+
     `sever` is set by the store while a request is under way, where it can do that, from whatever thread: it breaks the
     request off, which then fails as `Transient` with what arrived still good.
     """
 
-    __slots__ = ("dropped", "lane", "on_change", "sever", "urgent")
+    __slots__ = ("dropped", "few", "lane", "on_change", "sever", "urgent")
 
     def __init__(self, *, urgent: bool, lane: Hashable = None) -> None:
         self.urgent = urgent
         self.lane = lane
-        self.dropped = False
+        self.dropped = self.few = False
         self.on_change: Callable[[], None] | None = None
         self.sever: Callable[[], None] | None = None
 

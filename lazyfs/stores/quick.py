@@ -11,7 +11,7 @@ from lazyfs.stores.answers import RangeAnswer, element, failure
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.signing import Pattern, Signer
 from lazyfs.stores.traffic import Trip
-from lazyfs.stores.wire import Call, Wires
+from lazyfs.stores.wire import FEW, MOST, PIECE_SIZE, Call, Wires
 
 
 def read_quickly(
@@ -52,7 +52,7 @@ def read_quickly(
         found = head.headers
         etag, span, known = (found.get(name, "") for name in ("etag", "content-range", "x-amz-version-id"))
         check(RangeAnswer(head.status, etag, span, head.length, version_id=known), version, start, stop)
-        wire.fill(head, into, arrived, lambda: claim.urgent)
+        wire.fill(head, into, arrived, lambda: FEW if claim.few else PIECE_SIZE if claim.urgent else MOST)
         used_up = head.keeps
     finally:
         claim.sever = None

@@ -179,7 +179,7 @@ async def test_a_chunk_that_completes_as_somebody_begins_to_wait(
             flight.sums.append(block_sums(flight.views[0]))
             return Waiting()
 
-        monkeypatch.setattr("lazyfs.cache.chunks.Waiting", late)
+        monkeypatch.setattr("lazyfs.cache.waits.Waiting", late)
         with trio.fail_after(10):
             assert await read(cache, version, 0, MIB) == data[:MIB]
         valve.open()

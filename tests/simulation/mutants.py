@@ -11,6 +11,7 @@ FLIGHT = "lazyfs.cache.flight"
 FLIGHTS = "lazyfs.cache.flights"
 MEMORY = "lazyfs.cache.memory"
 PARTS = "lazyfs.cache.parts"
+WAITS = "lazyfs.cache.waits"
 WRITER = "lazyfs.cache.writer"
 FILES = "lazyfs.filesystem.files"
 FETCH = "lazyfs.stores.fetch"
@@ -19,19 +20,19 @@ GATE = "lazyfs.stores.gate"
 MUTANTS = {
     # Who waits.
     "a reader keeps its pin": Edit(
-        CHUNKS,
+        WAITS,
         "                self._memory.unpin(waiting.chunk)\n                if self._flights.short",
         "                if self._flights.short",
     ),
     "a cancelled reader keeps its pin": Edit(
-        CHUNKS,
+        WAITS,
         "                    self._memory.unpin(waiting.chunk)\n                raise",
         "                    pass\n                raise",
     ),
-    "a cancelled reader is still counted": Edit(CHUNKS, "waiting.count -= 1", "pass"),
+    "a cancelled reader is still counted": Edit(WAITS, "waiting.count -= 1", "pass"),
     "one pin for all who wait": Edit(FLIGHTS, "range(waiting.count)", "range(1)"),
     "who waits for a failed flight is not woken": Edit(FLIGHTS, "waiting.event.set()", "chunk and waiting.event.set()"),
-    "who is short of memory is not woken": Edit(CHUNKS, "        event.set()\n", ""),
+    "who is short of memory is not woken": Edit(WAITS, "        event.set()\n", ""),
     "the end of a flight makes no room": Edit(
         FLIGHTS, "number, None)\n        self._made_room()", "number, None)\n"
     ),
@@ -71,6 +72,14 @@ MUTANTS = {
     ),
     "blocks that are not here are read": Edit(PARTS, "if kept and not kept.lacks(start, stop)", "if kept"),
     "what is on disk after a part is left out": Edit(PARTS, "before + came + after", "before + came"),
+    # A few bytes of a chunk.
+    "a few bytes are given before they are here": Edit(FLIGHT, "or high > reach:", "or high > reach + BLOCK_SIZE:"),
+    "who waits for a few bytes of a failed flight is not woken": Edit(
+        FLIGHTS, "few.event.set()\n        if flight.part", "pass\n        if flight.part"
+    ),
+    "what is behind a cut is brought twice": Edit(FLIGHTS, "start + low, [view", "start, [view"),
+    "a chunk of which one half came lands": Edit(FLIGHTS, "        if errors:\n            raise errors[0]\n", ""),
+    "a cut chunk keeps a connection busy": Edit(FLIGHTS, " + (flight.cut > 0)", ""),
     # Patience.
     "a failed read keeps its place": Edit(
         FETCH,
@@ -85,7 +94,7 @@ MUTANTS = {
     "a resumed read counts from nothing": Edit(FETCH, "trial.done = base + count", "trial.done = count"),
     "a broken body is the end": Edit(FETCH, "if now - failing_since + wait > budget:", "if True:"),
     # Whole objects.
-    "what is brought waits for readers": Edit(CHUNKS, "pushing = urgent or not self._flights", "pushing = urgent"),
+    "what is brought waits for readers": Edit(WAITS, "pushing = urgent or not self._flights", "pushing = urgent"),
     "a disk that does not forget is believed": Edit(FORGETTING, "elif not gone and pauses", "elif False"),
     # Read-ahead.
     "a file that is closed keeps its share": Edit(FILES, "            found.close()\n", ""),

@@ -10,7 +10,7 @@ import trio
 from awscrt.checksums import crc64nvme
 
 from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, Transient
-from lazyfs.objects import CHUNK_SIZE, MIB, Checksums, Listing, ObjectInfo, ObjectVersion, Stretch, chunk_range
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, Checksums, Listing, ObjectInfo, ObjectVersion, Stretch
 from lazyfs.stores.base import Arrived, Claim
 from tests.simulation.script import Script, StoreFaults
 
@@ -35,7 +35,7 @@ class Fate:
 
 
 class SimulatedStore:
-    """Objects by key. `asked` is told of each GET as it begins, with its version and chunks; `moved` is called whenever
+    """Objects by key. `asked` is told of each GET as it begins, with its version and blocks; `moved` is called whenever
     bytes have arrived."""
 
     def __init__(
@@ -62,7 +62,7 @@ class SimulatedStore:
         self._writes = 0
         self.active = 0
         self.coming: set[tuple[bytes, int]] = set()
-        """Chunks of which a GET is under way."""
+        """Blocks of which a GET is under way, counted from the beginning of the object."""
         self.delivered = 0
         """Chunks, or parts of one, of whose last byte it was said that it has arrived."""
 
@@ -143,9 +143,9 @@ class SimulatedStore:
     ) -> None:
         """See `base.Store.read`."""
         size = sum(len(view) for view in into)
-        numbers = chunk_range(start, start + size)
-        self._asked(version, numbers)
-        keys = {(version.object_id, number) for number in numbers}
+        blocks = range(start // BLOCK_SIZE, -(-(start + size) // BLOCK_SIZE))
+        self._asked(version, blocks)
+        keys = {(version.object_id, block) for block in blocks}
         self.coming |= keys
         self.active += 1
         said = 0
@@ -157,7 +157,7 @@ class SimulatedStore:
             said = count
             arrived(count)
             # A chunk that is here may be pushed out of memory, and asked for again, before the rest is here.
-            here = {key for key in keys if min(version.size, (key[1] + 1) * CHUNK_SIZE) <= start + count}
+            here = {key for key in keys if min(version.size, (key[1] + 1) * BLOCK_SIZE) <= start + count}
             self.coming -= here
             keys.difference_update(here)
             self._moved()

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from lazyfs.cache.chunks import ChunkCache
+from lazyfs.cache.flight import Flight
 from lazyfs.cache.memory import Chunk, Key, Memory
 from lazyfs.cache.verdicts import NONE, Expected
 from lazyfs.cache.verifier import Verifier
@@ -23,7 +24,7 @@ from lazyfs.errors import AccessDenied, Corrupt, LazyfsError, NotFound, ObjectCh
 from lazyfs.filesystem.files import OpenFile, OpenFiles
 from lazyfs.filesystem.nodes import Branch, File
 from lazyfs.filesystem.tree import Tree
-from lazyfs.objects import CHUNK_SIZE, MIB, Listing, ObjectInfo, ObjectVersion
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, Listing, ObjectInfo, ObjectVersion, chunk_range
 from lazyfs.reading.windows import Budget
 from lazyfs.stores.fetch import PatientStore
 from tests.simulation.disk import SimulatedDisk
@@ -204,12 +205,13 @@ class World:
         if outcome not in ("", NONE):
             self.settled.add(version.object_id)
 
-    def _asked(self, version: ObjectVersion, numbers: range) -> None:
-        """Of a chunk no second GET is sent while one is under way, and none while it is cached."""
-        for number in numbers:
+    def _asked(self, version: ObjectVersion, blocks: range) -> None:
+        """Of a block no second GET is sent while one is under way, and none while its chunk is cached."""
+        for block in blocks:
+            if (version.object_id, block) in self.store.coming:
+                self.violated(f"{version.key} block {block} is asked for twice at once")
+        for number in chunk_range(blocks.start * BLOCK_SIZE, blocks.stop * BLOCK_SIZE):
             key = (version.object_id, number)
-            if key in self.store.coming:
-                self.violated(f"{version.key} chunk {number} is asked for twice at once")
             if self.in_memory(key) is not None:
                 self.violated(f"{version.key} chunk {number} is asked for though it is in memory")
             if self.script.kind == "clean" and self.disk.has(*key):
@@ -277,6 +279,8 @@ class Life:
                 workers=workers,
             )
             self._flights = self.cache._flights
+            self._cut: list[Flight] = []
+            self._notice_cuts()
             world.in_memory = self.memory.get
             self.verifier = Verifier(
                 chunks=self.cache,
@@ -317,6 +321,15 @@ class Life:
             nursery.cancel_scope.cancel()
         await trio.sleep(1.0)  # whatever was said late has been heard
         self._no_loan_is_left()
+
+    def _notice_cuts(self) -> None:
+        cut = self._flights.cut
+
+        def noticed(flight: Flight, place: int) -> None:
+            self._cut.append(flight)
+            cut(flight, place)
+
+        self._flights.cut = noticed  # type: ignore[method-assign]
 
     async def _readers(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -430,6 +443,7 @@ class Life:
         left = {
             "flights": len(self._flights),
             "flying": self._flights.flying.total(),
+            "asking": self._flights.asking.total(),
             "waiting for memory": self._flights.short,
             "queued writes": len(self.cache.writer),
             "lent slots": now.lent,
@@ -449,6 +463,10 @@ class Life:
         self._slots_add_up()
         self._memory_is_right()
         found = self.cache.statistics()
+        for flight in self._cut:
+            # Two buffers, of which one alone is no chunk.
+            halves = (flight.received[0] == flight.cut, flight.cut + flight.received[1] == len(flight.views[0]))
+            delivered -= any(halves)
         if not found.kept + found.unkept >= found.misses == delivered:
             violated(f"{delivered} chunks arrived, {found.misses} landed; {found.kept} kept and {found.unkept} not")
 
