@@ -25,7 +25,7 @@ from lazyfs.cache.shares import Shares
 from lazyfs.cache.spans import spans_to_get
 from lazyfs.cache.statistics import ChunkStatistics
 from lazyfs.cache.threads import DiskThreads, Workers
-from lazyfs.cache.waits import Waits
+from lazyfs.cache.waits import MOST_FEW, Waits
 from lazyfs.cache.writer import Writer
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, Pieces, chunk_range, runs
 from lazyfs.stores.base import Claim, Reads
@@ -229,6 +229,7 @@ class ChunkCache:
             part = await self._parts.touch(version, first, begin, end)
             if part is not None:
                 return (part,)
+        if chunk is None and stop - start <= MOST_FEW:
             found = await self._waits.few(version, first, begin, end)
             if isinstance(found, bytes):
                 self._memory_hits += 1

@@ -20,6 +20,11 @@ from lazyfs.cache.flights import Flights
 from lazyfs.cache.memory import Chunk, Memory
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, ObjectVersion
 
+MOST_FEW = CHUNK_SIZE // 4
+"""Bytes of a read that is answered with a copy, before the rest of its chunk is here. The first read that the kernel
+sends of a file is four times as long as what it was asked for, up to 32 KiB of that, and else twice (`get_init_ra_size`
+in mm/readahead.c): 128 KiB for who reads through a buffer of `st_blksize`."""
+
 CUT = 4
 """Blocks before a touch for which it has a GET of its own: 256 KiB, 2.9 ms of a connection of 90 MB/s, where a GET
 costs the CPU half a millisecond."""

@@ -29,10 +29,15 @@ from lazyfs.filesystem.guard import guarded, read_only, refusal
 from lazyfs.filesystem.nodes import Directory, File, Node
 from lazyfs.filesystem.passthrough import Passthrough
 from lazyfs.filesystem.tree import Tree
-from lazyfs.objects import size_of
+from lazyfs.objects import KIB, size_of
 
 FOREVER = 365 * 86400.0
 """Seconds: attributes of an inode never change, so the kernel may keep them."""
+
+BUFFER = 64 * KIB
+"""`st_blksize`, the buffer of who reads through one that he did not choose: Python's `open` and stdio read so much for
+the first byte, and after each seek. With 1 MiB the first read waited for all of its chunk, and 8 bytes here and there
+of a file on disk cost a MiB each. `cat` and `cp` take 128 KiB or more whatever this says (coreutils' ioblksize.h)."""
 
 XATTR = "user.lazyfs."
 
@@ -100,7 +105,7 @@ class Operations(pyfuse3.Operations):
         entry.generation = 0
         entry.st_uid, entry.st_gid = self._owner
         entry.st_rdev = 0
-        entry.st_blksize = 1024 * 1024
+        entry.st_blksize = BUFFER
         entry.attr_timeout = FOREVER
         entry.entry_timeout = 0
         if isinstance(node, File):

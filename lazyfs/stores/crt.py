@@ -39,6 +39,7 @@ from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretc
 from lazyfs.stores.answers import RangeAnswer, coding, element, failure
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.border import translated
+from lazyfs.stores.quick import told_of
 from lazyfs.stores.s3 import S3Store
 from lazyfs.stores.signing import Pattern
 from lazyfs.stores.traffic import GET, Trip
@@ -114,11 +115,13 @@ class CrtStore:
                     await self._read(pattern, version, start, into, arrived, claim, trip)
                     return
             # Not abandoned when cancelled: the thread writes into buffers that belong to somebody else.
-            await trio.to_thread.run_sync(translated, self._read_first, version, start, into, arrived)
+            await trio.to_thread.run_sync(translated, self._read_first, version, start, into, arrived, claim)
 
-    def _read_first(self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived) -> None:
+    def _read_first(
+        self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
+    ) -> None:
         """By botocore, and learn from it; both in one thread, for the signer remembers by thread."""
-        self._s3.read_by_botocore(version, start, into, arrived)
+        self._s3.read_by_botocore(version, start, into, arrived, claim)
         self._pattern = self._s3.signer.learn(version.key)
 
     async def _read(
@@ -138,7 +141,7 @@ class CrtStore:
         try:
             trip.sent(waited=True)
             check = partial(self.version_ids.check, version=version, start=start, stop=stop)
-            exchange = _Exchange(connection, request, trip, check, into, arrived, wake)
+            exchange = _Exchange(connection, request, trip, check, into, arrived, wake, lambda: told_of(claim))
             claim.sever = exchange.sever
             exchange.activate()
         except AwsCrtError as error:
@@ -190,22 +193,9 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
     """One GET, its answer checked and received into the buffers. After `_on_complete`, `failed` says how it ended."""
 
     __slots__ = (
-        "_arrived",
-        "_check",
-        "_error",
-        "_head",
-        "_last",
-        "_lock",
-        "_offset",
-        "_over",
-        "_received",
-        "_told",
-        "_trip",
-        "_views",
-        "_wake",
-        "failed",
-        "keeps",
-    )
+        "_arrived", "_check", "_error", "_head", "_last", "_lock", "_most", "_offset", "_over", "_received", "_told",
+        "_trip", "_views", "_wake", "failed", "keeps",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -216,9 +206,11 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
         into: Sequence[memoryview],
         arrived: Arrived,
         wake: Callable[[], None],
+        most: Callable[[], int],
     ) -> None:
-        """`check` raises if the head is not that of the answer; `wake` is called once, when all is over."""
-        self._trip, self._check, self._arrived, self._wake = trip, check, arrived, wake
+        """`check` raises if the head is not that of the answer; `wake` is called once, when all is over; `most` is for
+        how many bytes `arrived` is called at the latest."""
+        self._trip, self._check, self._arrived, self._wake, self._most = trip, check, arrived, wake, most
         self._views = [view for view in reversed(into) if len(view)]
         self._offset = self._received = self._told = 0
         self._error: bytearray | None = None
@@ -297,7 +289,7 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
         self._received += taken
         if taken < size:
             self._give_up(Transient("the body goes on after the range"))
-        elif self._received - self._told >= PIECE_SIZE:
+        elif self._received - self._told >= min(PIECE_SIZE, self._most()):
             self._tell()
 
     def _on_complete(self, error_code: int) -> None:

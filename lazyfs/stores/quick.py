@@ -14,6 +14,11 @@ from lazyfs.stores.traffic import Trip
 from lazyfs.stores.wire import FEW, MOST, PIECE_SIZE, Call, Wires
 
 
+def told_of(claim: Claim) -> int:
+    """Bytes between two `arrived` at most."""
+    return FEW if claim.few else PIECE_SIZE if claim.urgent else MOST
+
+
 def read_quickly(
     signer: Signer,
     pattern: Pattern,
@@ -52,7 +57,7 @@ def read_quickly(
         found = head.headers
         etag, span, known = (found.get(name, "") for name in ("etag", "content-range", "x-amz-version-id"))
         check(RangeAnswer(head.status, etag, span, head.length, version_id=known), version, start, stop)
-        wire.fill(head, into, arrived, lambda: FEW if claim.few else PIECE_SIZE if claim.urgent else MOST)
+        wire.fill(head, into, arrived, lambda: told_of(claim))
         used_up = head.keeps
     finally:
         claim.sever = None

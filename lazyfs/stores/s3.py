@@ -29,7 +29,7 @@ from lazyfs.stores.history import History, VersionPages
 from lazyfs.stores.inorder import in_order
 from lazyfs.stores.lister import Lister
 from lazyfs.stores.profiles import CRC64NVME, SHA256
-from lazyfs.stores.quick import read_quickly
+from lazyfs.stores.quick import read_quickly, told_of
 from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
 from lazyfs.stores.traffic import GET, Traffic, Trip
 from lazyfs.stores.versions import VersionIds
@@ -224,7 +224,7 @@ class S3Store:
                 done = read_quickly(self.signer, *quick, version, start, into, arrived, claim, trip, check)
             if done:
                 return
-        self.read_by_botocore(version, start, into, arrived)
+        self.read_by_botocore(version, start, into, arrived, claim)
 
     def _for_objects(self) -> dict[str, Any]:
         """What every GET and HEAD of an object says: also the customer's key, which nobody may see on its way."""
@@ -235,7 +235,7 @@ class S3Store:
         return {**self._common, **sse_arguments(self._key)}
 
     def read_by_botocore(
-        self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived
+        self, version: ObjectVersion, start: int, into: Sequence[memoryview], arrived: Arrived, claim: Claim
     ) -> None:
         """`read`, by boto3 alone, and blocking; the signer of this thread has seen the request then."""
         check_etag(version)
@@ -254,7 +254,7 @@ class S3Store:
         head = RangeAnswer(status, etag, span, length, coding(said), known)
         try:
             self.version_ids.check(head, version, start, stop)
-            _receive(body, into, arrived)
+            _receive(body, into, arrived, lambda: min(PIECE_SIZE, told_of(claim)))
         except BaseException:
             body.close()
             self.traffic.body_ended(whole=False)
@@ -295,8 +295,8 @@ class S3Store:
         return context
 
 
-def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:
-    """Read the body into the buffers.
+def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived, most: Callable[[], int]) -> None:
+    """Read the body into the buffers, as `wire.Wire.fill` does.
 
     urllib3's own readinto() makes a bytes object first; the http.client response below it receives into the buffer
     (0.47 against 0.60 CPU seconds a GB), so that one is used where it is there.
@@ -307,7 +307,7 @@ def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:
     for view in into:
         offset = 0
         while offset < len(view):
-            count = source.readinto(view[offset : offset + PIECE_SIZE])
+            count = source.readinto(view[offset : offset + most()])
             if not count:
                 raise Transient(f"the body ended after {received} bytes")
             offset += count

@@ -1,7 +1,9 @@
 """R8: pages here and there of a cold mapped file, without advice: what each costs, and what is left of it."""
 
+import hashlib
 import os
 import random
+import threading
 
 from lazyfs.objects import BLOCK_SIZE
 from lazyfs.reading.windows import ALONE
@@ -10,6 +12,8 @@ from tests.mounts.contents import MIB, PAGE, pages
 from tests.mounts.mounting import Mounter, run
 from tests.mounts.reader import Reader
 from tests.servers.fast import FastS3Server
+from tests.servers.faults import Fault
+from tests.servers.records import Request
 
 SIZE = 160 * MIB
 
@@ -44,3 +48,32 @@ def test_touches_bring_what_the_kernel_reads_and_no_more(s3: FastS3Server, mount
     assert again.unmount() == 0
     checked = run(["fsck", again.cache], os.environ)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_first_bytes_do_not_wait_for_the_rest(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:
+    """Who opens a file in Python and reads 8 bytes of it has them while the server has sent no more than 128 KiB of its
+    first chunk; who touches a page far inside another, with MADV_RANDOM, while all before it is held."""
+    data = pages(2, 8 * MIB)
+    s3.put("models", "table", data)
+    inside = 3 * MIB + 704 * 1024
+    rest = threading.Event()
+
+    def fault(request: Request) -> Fault | None:
+        return Fault(stall_after=0 if request.range == (3 * MIB, inside) else 128 * 1024, until=rest)
+
+    mount = mounter.mount(s3, "s3://models", "--metadata-ttl=1h", "--read-ahead-kb=1024")
+    path = mount.path / "table"
+    assert path.stat().st_blksize == 64 * 1024
+    s3.take_log()
+    s3.fault = fault
+    assert reader.call("buffered", str(path), 8) == data[:8]
+    reader.call("map_file", fd := reader.call("open_file", str(path)), "random")
+    assert reader.call("peek", fd, PAGE, inside) == data[inside : inside + PAGE]
+    rest.set()
+    assert reader.call("digest", str(path)) == (len(data), hashlib.sha256(data).hexdigest())
+    reader.call("unmap", fd)
+    reader.call("close_file", fd)
+    gets = [request.range or (0, 0) for request in s3.take_log() if request.kind == "GET"]
+    assert {(3 * MIB, inside), (inside, 4 * MIB)} < set(gets)
+    assert sum(stop - start for start, stop in gets) == len(data), "each chunk once"
+    assert mount.unmount() == 0

@@ -56,7 +56,7 @@ async def reading(store: S3Store, of: ObjectVersion) -> bytes:
 
 def by_botocore(store: S3Store, of: ObjectVersion) -> None:
     """The same by botocore."""
-    store.read_by_botocore(of, 0, [memoryview(bytearray(of.size))], lambda count: None)
+    store.read_by_botocore(of, 0, [memoryview(bytearray(of.size))], lambda count: None, Claim(urgent=True))
 
 
 class Offline:

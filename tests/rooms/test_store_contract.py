@@ -5,6 +5,7 @@ Here the fake is held to what real servers do, so that the tests behind it may b
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import pytest
 
 from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, StoreError
-from lazyfs.objects import KIB, ObjectVersion
+from lazyfs.objects import KIB, MIB, ObjectVersion
 from lazyfs.stores.base import Claim, Store
 from lazyfs.stores.crt import CrtStore
 from lazyfs.stores.fetch import PatientStore
@@ -147,6 +148,21 @@ async def test_a_range_is_exactly_its_bytes(stand: Stand, start: int, lengths: t
     assert data == DATA[start : start + sum(lengths)]
     assert counts == sorted(set(counts))
     assert counts[-1] == sum(lengths)
+
+
+async def test_a_few_bytes_are_told_of_as_they_come(stand: Stand) -> None:
+    """Where somebody waits for them, by every way in which a store reads: of 3 MiB never more than a quarter of one at
+    once."""
+    data = DATA * (3 * MIB // len(DATA) + 1)
+    version = await stand.version("k", data)
+    claim = Claim(urgent=True)
+    claim.few = True
+    for _ in range(2):
+        buffers = [memoryview(bytearray(MIB)) for _ in range(3)]
+        counts = [0]
+        await stand.store.read(version, 0, buffers, counts.append, claim)
+        assert b"".join(buffers) == data[: 3 * MIB]
+        assert max(count - before for before, count in itertools.pairwise(counts)) <= 256 * KIB
 
 
 async def test_an_overwritten_object_has_changed(stand: Stand) -> None:
