@@ -64,7 +64,7 @@ class CrtStore:
         self._bootstrap = ClientBootstrap(loops, DefaultHostResolver(loops))
         self._sockets = SocketOptions()
         self._sockets.connect_timeout_ms = int(CONNECT_TIMEOUT * 1000)
-        self._tls = _trust(self._s3.authorities)
+        self._tls = _trust(self._s3.way.authorities)
         self._pattern: Pattern | None = None
         self._idle: list[HttpClientConnection] = []
 
@@ -109,7 +109,8 @@ class CrtStore:
         """See `base.Store.read`: one ranged GET with If-Match."""
         trip = self._s3.traffic.trip(GET)
         async with self._gets:
-            pattern = self._pattern
+            known = self._s3.way.known
+            pattern = self._pattern or (known and known[0])
             if pattern is not None:
                 with contextlib.suppress(_Elsewhere), trip:
                     await self._read(pattern, version, start, into, arrived, claim, trip)

@@ -3,15 +3,12 @@
 Its job: build requests, check that a response is what was asked for, and translate every failure. Asks once; asking
 again is `fetch.py`'s. boto3 blocks, so each call runs in a thread.
 
-GETs are most of the work, so they have a quicker way: botocore sends the first, `signing` learns from it, and the next
+GETs are most of the work, so they have a quicker way: botocore makes the first, `signing` learns from it, and the next
 ones go over `wire`. What is unusual there (a redirect, a chunked body) goes by botocore again.
 """
 
 import datetime
 import http.client
-import os
-import ssl
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -27,13 +24,14 @@ from lazyfs.stores.client import Connection
 from lazyfs.stores.customer_keys import open_way, sse_arguments
 from lazyfs.stores.history import History, VersionPages
 from lazyfs.stores.inorder import in_order
+from lazyfs.stores.learning import QuickWay
 from lazyfs.stores.lister import Lister
 from lazyfs.stores.profiles import CRC64NVME, SHA256
 from lazyfs.stores.quick import read_quickly, told_of
-from lazyfs.stores.signing import Pattern, Signer, authorities, check_etag
+from lazyfs.stores.signing import Signer, check_etag
 from lazyfs.stores.traffic import GET, Traffic, Trip
 from lazyfs.stores.versions import VersionIds
-from lazyfs.stores.wire import PIECE_SIZE, Wires
+from lazyfs.stores.wire import PIECE_SIZE
 
 T = TypeVar("T")
 
@@ -79,11 +77,6 @@ class S3Store:
         # Listings do not wait behind GETs: they have connections of their own.
         self._gets = in_order(max_connections)
         self._lists = trio.CapacityLimiter(8)
-        self._most = max_connections
-        self._may_be_quick = quick
-        # How to go the quick way, once it is known; replaced as a whole, by whatever thread has the lock.
-        self._quick: tuple[Pattern, Wires] | None = None
-        self._learning = threading.Lock()
         self._connection = Connection(
             endpoint_url=endpoint_url,
             region=region,
@@ -98,6 +91,8 @@ class S3Store:
             fips=fips,
             traffic=self.traffic,
         )
+        self.way = QuickWay(self._connection, used=quick, most=max_connections)
+        """How GETs go without botocore."""
         self._key = customer_key
         try:
             open_to = open_way(self._client.meta.endpoint_url) if customer_key else ""
@@ -128,17 +123,16 @@ class S3Store:
 
     def close(self) -> None:
         """Close the connections that are idle; no read is under way."""
-        if self._quick is not None:
-            self._quick[1].close()
+        self.way.close()
         self._connection.close()
 
     async def list(self, prefix: str) -> Listing:
         """See `base.Store.list`, and `lister`, or for another time `history`."""
-        return await self._ask(self._lister.list, prefix)
+        return await self._ask(self.way.beside_rehearsal, self._for_objects, self._lister.list, prefix)
 
     async def stretch(self, prefix: str, after: str) -> Stretch:
         """See `base.Store.stretch`: a flat listing, 1,000 objects a request."""
-        return await self._ask(self._lister.stretch, prefix, after)
+        return await self._ask(self.way.beside_rehearsal, self._for_objects, self._lister.stretch, prefix, after)
 
     async def total_size(self, prefix: str) -> int:
         """See `base.Store.total_size`: a flat listing, `lister.MOST_COUNTED` requests at most."""
@@ -217,7 +211,7 @@ class S3Store:
         claim: Claim,
         trip: Trip,
     ) -> None:
-        quick = self._quick
+        quick = self.way.known
         if quick is not None:
             check = self.version_ids.check
             with trip:
@@ -261,38 +255,7 @@ class S3Store:
             raise
         body.release_conn()
         self.traffic.body_ended(whole=True)
-        self._learn(version.key, plain=length is not None and "transfer-encoding" not in said)
-
-    def _learn(self, key: str, *, plain: bool) -> None:
-        """Go the quick way from the next read on, if what this thread just did by botocore can be done alike: not where
-        a body is not `plain`, for who sends one like that may send them all, and each would be asked for twice."""
-        pattern = self.signer.learn(key) if self._may_be_quick and plain else None
-        # One at a time: many first reads end at once, and the wires that one of them made are used by then.
-        with self._learning:
-            old = self._quick
-            if pattern is None:
-                self._quick = None
-            elif old is not None and old[0].server == pattern.server:
-                self._quick = (pattern, old[1])
-                return
-            else:
-                tls = self._trust() if pattern.tls else None
-                self._quick = (pattern, Wires(pattern.host, pattern.port, tls, most=self._most))
-        if old is not None:
-            old[1].close()
-
-    @property
-    def authorities(self) -> str | None:
-        """The file or folder of certificates that botocore trusts; None if it is told to trust anybody."""
-        return authorities(self._client)
-
-    def _trust(self) -> ssl.SSLContext:
-        found = self.authorities
-        folder = found is not None and os.path.isdir(found)
-        context = ssl.create_default_context(cafile=None if folder else found, capath=found if folder else None)
-        # As botocore's: strict, which is Python's default from 3.13, refuses authorities that it takes.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        return context
+        self.way.learn(version.key, plain=length is not None and "transfer-encoding" not in said)
 
 
 def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived, most: Callable[[], int]) -> None:

@@ -142,13 +142,13 @@ async def test_first_reads_at_once_share_their_wires() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(4):
                 nursery.start_soon(reading, store)
-        quick = store._quick
+        quick = store.way.known
         assert quick is not None
         await reading(store)
         assert len(quick[1]._idle) == 1
         # What was learned is of no use any more: all are closed, and one that is under way when it comes back.
-        store._learn("k", plain=False)
-        assert store._quick is None
+        store.way.learn("k", plain=False)
+        assert store.way.known is None
         assert quick[1]._idle == []
         store.close()
 

@@ -39,7 +39,7 @@ async def store(server: FastS3Server, request: pytest.FixtureRequest) -> AsyncIt
     """The store under test, whose reads go by botocore, or over a wire since it learned how."""
     made = S3Store("models", endpoint_url=server.url, quick=request.param == "wire")
     await Reading().run(made, version_at(server))
-    assert (made._quick is not None) == (request.param == "wire")
+    assert (made.way.known is not None) == (request.param == "wire")
     server.take_log()
     yield made
     made.close()

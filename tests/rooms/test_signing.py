@@ -18,6 +18,7 @@ from botocore.compat import HTTPHeaders
 from lazyfs.errors import AccessDenied, StoreError, Transient
 from lazyfs.objects import ObjectVersion
 from lazyfs.stores.base import Claim
+from lazyfs.stores.crt import CrtStore
 from lazyfs.stores.s3 import S3Store
 from lazyfs.stores.signing import Pattern
 from tests.rooms.raw_server import RawServer, Say, answer, nothing_left_open, scripted
@@ -47,7 +48,7 @@ def version(key: str = "k", etag: str = '"e"', version_id: str = "") -> ObjectVe
     return ObjectVersion("p", key, etag, len(DATA), version_id)
 
 
-async def reading(store: S3Store, of: ObjectVersion) -> bytes:
+async def reading(store: S3Store | CrtStore, of: ObjectVersion) -> bytes:
     """All of it, by `store.read`."""
     buffer = bytearray(of.size)
     await store.read(of, 0, [memoryview(buffer)], lambda count: None, Claim(urgent=True))
@@ -222,16 +223,16 @@ async def test_an_etag_that_would_write_headers(etag: str) -> None:
     with scripted(answer(DATA, 'ETag: "e"', status="HTTP/1.1 200 OK")) as server:
         store = S3Store("models", endpoint_url=server.url)
         for learned in (False, True):
-            assert (store._quick is not None) == learned
+            assert (store.way.known is not None) == learned
             with pytest.raises(StoreError, match="ETag") as caught:
                 await reading(store, version(etag=etag))
             assert not isinstance(caught.value, Transient)
             if not learned:
                 assert server.requests == []
                 await reading(store, version())
-        assert store._quick is not None
+        assert store.way.known is not None
         with pytest.raises(StoreError, match="ETag"):
-            store.signer.request(store._quick[0], version(etag=etag), 0, 1)
+            store.signer.request(store.way.known[0], version(etag=etag), 0, 1)
         assert len(server.requests) == 1
         store.close()
 
@@ -252,8 +253,8 @@ async def test_credentials_that_are_rotated() -> None:
             (request,) = server.take_log()
             assert "amz-sdk-request" not in request.headers
             assert request.headers.get("x-amz-security-token") == token
-            assert store._quick is not None
-            check_signature(store.signer.request(store._quick[0], version(), 0, 1), f"secret{number}")
+            assert store.way.known is not None
+            check_signature(store.signer.request(store.way.known[0], version(), 0, 1), f"secret{number}")
         server.require_signature = "another"
         with pytest.raises(AccessDenied):
             await reading(store, version())
@@ -280,8 +281,8 @@ async def test_a_bucket_in_another_region(status: str, code: str) -> None:
         store = S3Store("models", endpoint_url=server.url, region="us-west-2")
         for home in ("eu-west-1", "ap-south-1"):
             assert await reading(store, version()) == DATA
-            assert store._quick is not None
-            assert store._quick[0].region == home
+            assert store.way.known is not None
+            assert store.way.known[0].region == home
             server.requests.clear()
             assert await reading(store, version()) == DATA
             assert [b"amz-sdk-request" in request for _, request in server.requests] == [False]
@@ -309,7 +310,7 @@ async def test_a_proxy(variables: dict[str, str], proxied: bool, monkeypatch: py
         store = S3Store("models", endpoint_url="http://models.example" if proxied else server.url)
         for _ in range(3):
             assert await reading(store, version()) == DATA
-        assert (store._quick is None) == proxied
+        assert (store.way.known is None) == proxied
         whole = [request.startswith(b"GET http://models.example/models/k ") for _, request in server.requests]
         assert whole == [proxied] * 3
         store.close()
@@ -327,7 +328,7 @@ async def test_swift_takes_every_key_version_and_option(
         store = S3Store("signed", endpoint_url=server.url, requester_pays=True)
         written = client.put_object(Bucket="signed", Key="k", Body=DATA)
         await reading(store, version(etag=written["ETag"]))
-        assert store._quick is not None
+        assert store.way.known is not None
 
         def never(*_: object) -> None:
             raise AssertionError("it went by botocore")
