@@ -46,13 +46,13 @@ class Flight:
     aside, for no other reader: whoever waits for such a chunk looks again.
 
     Who waits for a `few` bytes of a chunk has a copy of them before the rest is here: the bytes `received` count from
-    its beginning, and with a `cut` from there on, where a second GET begins. Chunks of which somebody had the end so
-    are `ended`.
+    its beginning, and with a `cut` from there on, where its own GET begins; that of what is before has the claim
+    `front`. Chunks of which somebody had the end so are `ended`.
     """
 
     __slots__ = (
-        "block", "came", "claim", "cut", "done", "ended", "error", "few", "first", "landed", "lent_to", "over", "part",
-        "pieces", "received", "slots", "stop", "sums", "version", "views", "waiting",
+        "block", "came", "claim", "cut", "done", "ended", "error", "few", "first", "front", "landed", "lent_to", "over",
+        "part", "pieces", "received", "slots", "stop", "sums", "version", "views", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +81,7 @@ class Flight:
         self.waiting: dict[int, Waiting] = {}
         self.few: list[Few] = []
         self.cut = 0
+        self.front = claim
         self.received = [0, 0]
         self.ended: set[int] = set()
         self.error: LazyfsError | None = None
@@ -89,8 +90,8 @@ class Flight:
         """Bytes [start, stop) of a chunk that has not landed, as soon as they are here; None if the flight ends without
         them."""
         few = Few(number, start, stop)
-        self.claim.few = True
         self.few.append(few)
+        self.claim.few = self.front.few = True
         self.tell()
         try:
             await few.event.wait()
@@ -108,6 +109,8 @@ class Flight:
                     self.ended.add(few.number)
                 self.few.remove(few)
                 few.event.set()
+        if not self.few and len(self.views) > 1:
+            self.claim.few = False  # who goes on in the same chunk will wait for as few
 
     def _part(self, number: int, start: int, stop: int) -> bytes | None:
         """Bytes [start, stop) of a chunk, if they are received."""

@@ -5,8 +5,8 @@ object file if the index has it and it verifies, else from the store; it is veri
 given to a writer that puts it on disk later. Must not know who reads, or what will be wanted next.
 
 Concurrency: loop thread only. Code between two awaits is the lock: `launch` and `_land` are one step each. Only
-`Flight.sums` may be appended to by other threads, those of the store, which look at `waiting` and `landed`. No index
-transaction is held across an await.
+`Flight.sums` and `received` are written by other threads, those of the store, which look at `waiting`, `few` and
+`landed`. No index transaction is held across an await.
 Invariants: a chunk is in at most one flight; a chunk is never in memory and in a flight at once; a flight's slots are
 lent until each lands or the flight ends; a waiter's chunk is pinned from landing until the waiter has run.
 """
@@ -67,7 +67,7 @@ class Flights:
         self.flying: Counter[str] = Counter()
         """Flights that have not ended, by the origin of what they bring."""
         self.asking: Counter[str] = Counter()
-        """Those of them that ask the origin for it."""
+        """The GETs of those of them that ask the origin for it."""
         self.disk_hits = self.misses = self.corrupt = self.disk_bytes = 0
         self.short = 0
         """Readers that wait for memory: then every chunk lands as soon as it is complete."""
@@ -230,9 +230,10 @@ class Flights:
 
     def cut(self, flight: Flight, place: int) -> None:
         """Bring the one chunk of a flight that no task has taken up yet by two GETs side by side, of which one begins
-        with the byte `place`, where a reader waits for a few."""
-        flight.cut = place
-        self.asking[flight.version.origin] += 1
+        with the byte `place`, where a reader waits for a few. Not one that comes from disk."""
+        if flight.lent_to != DISK:
+            flight.cut, flight.front = place, Claim(urgent=True)
+            self.asking[flight.version.origin] += 1
 
     async def _in_two(self, flight: Flight) -> None:
         """Land a chunk that is cut."""
@@ -251,7 +252,7 @@ class Flights:
                 errors.append(error)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(get, 0, 0, cut, Claim(urgent=True))
+            nursery.start_soon(get, 0, 0, cut, flight.front)
             # Here and now, so that it is sent first.
             await get(1, cut, len(view), flight.claim)
         if errors:

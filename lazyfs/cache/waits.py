@@ -23,7 +23,8 @@ from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, ObjectVersion
 MOST_FEW = CHUNK_SIZE // 4
 """Bytes of a read that is answered with a copy, before the rest of its chunk is here. The first read that the kernel
 sends of a file is four times as long as what it was asked for, up to 32 KiB of that, and else twice (`get_init_ra_size`
-in mm/readahead.c): 128 KiB for who reads through a buffer of `st_blksize`."""
+in mm/readahead.c): 128 KiB for who reads through a buffer of `st_blksize`. A copy is there until its reader runs, which
+is what the loop does next."""
 
 CUT = 4
 """Blocks before a touch for which it has a GET of its own: 256 KiB, 2.9 ms of a connection of 90 MB/s, where a GET

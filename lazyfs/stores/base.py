@@ -23,8 +23,8 @@ class Claim:
     connections evenly, whatever each has queued. `urge()` makes it urgent for good, also while it is queued;
     `drop()` gives it up if it has not been sent yet. Loop thread only.
 
-    `few` says that somebody waits for a few bytes of it by themselves: `arrived` then tells of little at a time, where
-    the store can do that.
+    `few` says that somebody waits for a few bytes of it by themselves: from what is received next on `arrived` tells of
+    little at a time, where the store can do that. Its threads look at that, and at `urgent`.
 
     `sever` is set by the store while a request is under way, where it can do that, from whatever thread: it breaks the
     request off, which then fails as `Transient` with what arrived still good.

@@ -56,7 +56,7 @@ class CrtStore:
 
     def __init__(self, bucket: str, *, max_connections: int = 32, **options: Any) -> None:
         """Make the clients. Sends nothing. `SetupError` as `S3Store`, and for a CA bundle that cannot be used."""
-        self._s3 = S3Store(bucket, max_connections=max_connections, **options)
+        self._s3 = S3Store(bucket, max_connections=max_connections, quick=False, **options)
         self._gets = trio.CapacityLimiter(max_connections)
         # A hop to sign, which blocks only when botocore renews the credentials; not behind the GETs of a store.
         self._signings = trio.CapacityLimiter(8)
@@ -109,8 +109,7 @@ class CrtStore:
         """See `base.Store.read`: one ranged GET with If-Match."""
         trip = self._s3.traffic.trip(GET)
         async with self._gets:
-            known = self._s3.way.known
-            pattern = self._pattern or (known and known[0])
+            pattern = self._pattern
             if pattern is not None:
                 with contextlib.suppress(_Elsewhere), trip:
                     await self._read(pattern, version, start, into, arrived, claim, trip)

@@ -27,6 +27,9 @@ T = TypeVar("T")
 REHEARSED = "rehearsal"
 """The key of the GET that is not sent; of a pattern it is no part."""
 
+LONGEST = 1.0
+"""Seconds for which a listing that is here waits for the rehearsal, which sends nothing."""
+
 
 class QuickWay:
     """The quick way to the bucket of a client of botocore's, once it is known; `most` connections are kept idle. With
@@ -42,7 +45,7 @@ class QuickWay:
         """Replaced as a whole, by whatever thread has the lock."""
 
     def learn(self, key: str, *, plain: bool) -> None:
-        """Go the quick way from the next read on, if the GET of `key` that this thread just had botocore make can be
+        """Go the quick way from the next read on, if the GET of `key` that this thread just sent by botocore can be
         done alike: not where a body is not `plain`, for who sends one like that may send them all, and each would be
         asked for twice."""
         pattern = self._connection.ready()[1].learn(key) if self._used and plain else None
@@ -55,33 +58,51 @@ class QuickWay:
                 self.known = (pattern, old[1])
                 return
             else:
-                tls = self._trust() if pattern.tls else None
-                self.known = (pattern, Wires(pattern.host, pattern.port, tls, most=self._most))
+                self.known = self._with_wires(pattern)
         if old is not None:
             old[1].close()
 
     def beside_rehearsal(self, common: Callable[[], dict[str, Any]], function: Callable[..., T], *args: Any) -> T:
-        """Call `function`, which waits for the network; meanwhile, the first time, learn from a GET with the `common`
-        arguments that is not sent. If that fails, the first one that is will tell why."""
+        """Call `function`, which lists by botocore; meanwhile, until that has worked once, have a GET with the `common`
+        arguments made that is not sent. It shows the quick way only if the listing went to the same server, signed for
+        the same region: one that was redirected went elsewhere. If it fails, the first one that is sent will tell
+        why."""
         if self._rehearsed:
             return function(*args)
         self._rehearsed = True
-        rehearsal = threading.Thread(target=self._rehearse, args=(common,), name="rehearsal", daemon=True)
+        shown: list[Pattern] = []
+        rehearsal = threading.Thread(target=self._rehearse, args=(common, shown), name="rehearsal", daemon=True)
         rehearsal.start()
         try:
-            return function(*args)
-        finally:
-            rehearsal.join()
+            found = function(*args)
+        except BaseException:
+            self._rehearsed = False
+            raise
+        rehearsal.join(LONGEST)
+        if shown and self._connection.ready()[1].sent_like(shown[0]):
+            with self._learning:
+                if self.known is None:
+                    self.known = self._with_wires(shown[0])
+        return found
 
-    def _rehearse(self, common: Callable[[], dict[str, Any]]) -> None:
-        def ask() -> None:
-            client, _ = self._connection.ready()
-            client.get_object(**common(), Key=REHEARSED, IfMatch='""', Range="bytes=0-0")
+    def _rehearse(self, common: Callable[[], dict[str, Any]], shown: list[Pattern]) -> None:
+        def made() -> Pattern | None:
+            client, signer = self._connection.ready()
+            arguments = common()
+            # Of an S3 Express bucket a session is asked for, and nothing can be learned.
+            if arguments["Bucket"].endswith("--x-s3"):
+                return None
+            asking = partial(client.get_object, **arguments, Key=REHEARSED, IfMatch='""', Range="bytes=0-0")
+            return signer.learn(REHEARSED) if signer.rehearse(asking) else None
 
         with contextlib.suppress(StoreError):
-            _, signer = self._connection.ready()
-            if translated(signer.rehearse, ask) and self.known is None:
-                translated(partial(self.learn, REHEARSED, plain=True))
+            pattern = translated(made)
+            if pattern is not None:
+                shown.append(pattern)
+
+    def _with_wires(self, pattern: Pattern) -> tuple[Pattern, Wires]:
+        tls = self._trust() if pattern.tls else None
+        return pattern, Wires(pattern.host, pattern.port, tls, most=self._most)
 
     @property
     def authorities(self) -> str | None:

@@ -102,6 +102,7 @@ class Signer:
         self._seen = threading.local()
         client.meta.events.register("before-sign.s3.GetObject", self._signing)
         client.meta.events.register("before-send.s3.GetObject", self._sending)
+        client.meta.events.register("before-send.s3", self._sent)
 
     def _signing(self, signature_version: Any, **_: Any) -> None:
         self._seen.version = signature_version
@@ -111,6 +112,18 @@ class Signer:
         if getattr(self._seen, "rehearsing", False):
             # Botocore calls the handlers that know the operation first, gives up the request and raises this again.
             raise _Rehearsed
+
+    def _sent(self, request: Any, **_: Any) -> None:
+        self._seen.last = (request.url, request.headers.get("Authorization", b""))
+
+    def sent_like(self, pattern: Pattern) -> bool:
+        """Whether what this thread sent last by botocore, whatever it was, went where GETs of this pattern go, and was
+        signed for their region."""
+        url, authorization = getattr(self._seen, "last", ("", b""))
+        parts, said = urlsplit(url), authorization
+        scope = _SCOPE.match(said.decode("latin-1") if isinstance(said, bytes) else said)
+        server = (parts.scheme == "https", parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+        return (*server, scope[1] if scope else None) == (*pattern.server, pattern.region)
 
     def rehearse(self, ask: Callable[[], object]) -> bool:
         """Have `ask` make a GET by botocore that this thread does not send; whether it got so far. What came in

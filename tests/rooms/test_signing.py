@@ -18,7 +18,6 @@ from botocore.compat import HTTPHeaders
 from lazyfs.errors import AccessDenied, StoreError, Transient
 from lazyfs.objects import ObjectVersion
 from lazyfs.stores.base import Claim
-from lazyfs.stores.crt import CrtStore
 from lazyfs.stores.s3 import S3Store
 from lazyfs.stores.signing import Pattern
 from tests.rooms.raw_server import RawServer, Say, answer, nothing_left_open, scripted
@@ -48,7 +47,7 @@ def version(key: str = "k", etag: str = '"e"', version_id: str = "") -> ObjectVe
     return ObjectVersion("p", key, etag, len(DATA), version_id)
 
 
-async def reading(store: S3Store | CrtStore, of: ObjectVersion) -> bytes:
+async def reading(store: S3Store, of: ObjectVersion) -> bytes:
     """All of it, by `store.read`."""
     buffer = bytearray(of.size)
     await store.read(of, 0, [memoryview(buffer)], lambda count: None, Claim(urgent=True))

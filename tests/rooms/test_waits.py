@@ -133,6 +133,51 @@ async def test_what_it_would_save_decides(start: int, ways: int, store: MemorySt
     assert store.gets() == ([(cut, chunk + MIB), (chunk, cut)] if ways == 2 else [(chunk, chunk + MIB)])
 
 
+async def test_what_is_on_disk_is_not_cut(store: MemoryStore, disk: Disk) -> None:
+    """More bytes than are read by blocks, far inside a chunk that is on disk: it comes from there, and nothing is
+    asked for."""
+    version = store.put("k", DATA)
+    async with caching(store, disk) as cache:
+        for number in range(3):
+            await cache.read(version, number * MIB, (number + 1) * MIB)
+        await cache.writer.settled()
+    store.calls.clear()
+    async with caching(store, disk) as cache:
+        for start, size in ((INSIDE - MIB, PAGE), (INSIDE, 192 * KIB), (INSIDE + MIB, MOST_FEW)):
+            assert await cache.read(version, start, start + size) == DATA[start : start + size]
+        await cache.writer.settled()
+        assert cache.statistics().disk_hits == 3
+        assert not cache._flights.asking.total()
+    assert store.calls == []
+
+
+async def test_stores_are_told_that_a_few_are_waited_for(store: MemoryStore, disk: Disk) -> None:
+    """On both sides of a cut; of a long flight only as long as somebody waits for few, for its chunks need no copy."""
+    version = store.put("k", DATA)
+    valve = Valve()
+    store.valve = lambda call: valve
+    async with caching(store, disk) as cache, trio.open_nursery() as nursery:
+        readers = Readers(cache, version, nursery)
+        await readers.begin(INSIDE)
+        (flight,) = set(cache._flights._by_chunk.values())
+        assert (flight.claim.few, flight.front.few, flight.front.urgent) == (True, True, True)
+        valve.open()
+        await trio.testing.wait_all_tasks_blocked()
+    version, valve = store.put("long", DATA), Valve()
+    async with caching(store, disk, ways=0) as cache, trio.open_nursery() as nursery:
+        readers = Readers(cache, version, nursery)
+        cache.start(version, 0, 3 * MIB, demand=0)
+        (flight,) = set(cache._flights._by_chunk.values())
+        assert not flight.claim.few
+        await readers.begin(MIB)
+        assert flight.claim.few
+        valve.open(MIB + 256 * KIB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert readers.done == [MIB]
+        assert not flight.claim.few
+        valve.open()
+
+
 @pytest.mark.parametrize("broken", [0, 1])
 async def test_half_a_chunk_is_none(broken: int, store: MemoryStore, disk: Disk) -> None:
     """Who has his bytes keeps them; who waits for others has the error; whoever comes then has all of it fetched."""

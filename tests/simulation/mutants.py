@@ -79,6 +79,7 @@ MUTANTS = {
     ),
     "what is behind a cut is brought twice": Edit(FLIGHTS, "start + low, [view", "start, [view"),
     "a chunk of which one half came lands": Edit(FLIGHTS, "        if errors:\n            raise errors[0]\n", ""),
+    "what is on disk is cut": Edit(FLIGHTS, "if flight.lent_to != DISK:\n", "if True:\n"),
     "a cut chunk keeps a connection busy": Edit(FLIGHTS, " + (flight.cut > 0)", ""),
     # Patience.
     "a failed read keeps its place": Edit(

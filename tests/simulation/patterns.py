@@ -8,7 +8,7 @@ from lazyfs.objects import KIB, MIB
 Read = tuple[int, int]
 """(offset, size), as the kernel sends it: the size may reach past the end of the file."""
 
-SIZES = (4 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, MIB, MIB, MIB)
+SIZES = (4 * KIB, 64 * KIB, 128 * KIB, 192 * KIB, 256 * KIB, MIB, MIB, MIB)
 
 
 def upwards(dice: random.Random, size: int, count: int) -> list[Read]:
