@@ -8,6 +8,7 @@ load, and with the HEAD by which an object is verified. `test_outages` tries the
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.mounts.mounting import wait_until
 from tests.mounts.reader import Reader
 from tests.mounts.trouble import DATA, ENOUGH, FAR, NONE, SIZE, Meet, Stands, always, by_botocore, either, failure_of
 from tests.servers.faults import Fault, moved
+from tests.servers.records import Request
 from tests.servers.troubles import FINAL, PASSING, Trouble
 
 
@@ -139,12 +141,18 @@ LASTING = [name for name, trouble in PASSING.items() if "GET" not in trouble.har
 @pytest.mark.parametrize("name", LASTING)
 def test_trouble_that_lasts(stands: Stands, hand: Reader, name: str) -> None:
     """Past the budget it is EIO, and one line for each read that failed, which names key, range, attempts and the last
-    cause; never bytes that are not those of the object. Then all is right again, through the same descriptor."""
+    cause; never bytes that are not those of the object. Then all is right again, through the same descriptor. A body
+    that breaks does so before a page of it is here, which would be an answer."""
     stand = stands(NONE)
     fd, news = stand.open(hand, f"lasting {name}"), stand.news()
     key = re.sub(r"\W", "-", f"lasting {name}")
-    # Of itself, or botocore would ask for the one that was redirected again.
-    stand.proxy.fault = lambda request: PASSING[name].fault(request) if request.kind == "GET" else None
+
+    def lasting(request: Request) -> Fault | None:
+        # Not of the HEAD by which botocore finds where it was redirected to: it would ask for that again.
+        fault = PASSING[name].fault(request) if request.kind == "GET" else None
+        return replace(fault, close_after=100) if fault is not None and fault.close_after else fault
+
+    stand.proxy.fault = lasting
     assert failure_of(lambda: hand.call("pread", fd, 4096, FAR)) == "EIO"
     pattern = rf"read failed with EIO: read '{re.escape(key)}' bytes \d+-\d+: \d+ attempts failed, the last with \w.+"
     assert news.failures == len(news.lines) >= 1
