@@ -11,8 +11,8 @@ from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretc
 Arrived = Callable[[int], None]
 """`arrived(count)`: the first `count` bytes of a read are in their buffers for good.
 
-Called any number of times with growing counts, the last with all of it, possibly from a worker thread and possibly
-after the read was cancelled. It must be quick and must not raise.
+Called any number of times with growing counts, with 0 when an answer has begun, the last with all of it, possibly from
+a worker thread and possibly after the read was cancelled. It must be quick and must not raise.
 """
 
 

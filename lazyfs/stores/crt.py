@@ -268,6 +268,8 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
             self._check(self._head)
         except StoreError as error:
             self._give_up(error)
+        else:
+            self._arrived(0)
 
     def _on_body(self, chunk: bytes) -> None:
         self._last = time.monotonic()

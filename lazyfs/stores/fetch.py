@@ -189,6 +189,7 @@ class PatientStore:
             self._something.set()
 
             def note(count: int) -> None:
+                progress.answered = True
                 progress.done = count
                 trial.done = base + count
                 arrived(trial.done)

@@ -57,6 +57,7 @@ def read_quickly(
         found = head.headers
         etag, span, known = (found.get(name, "") for name in ("etag", "content-range", "x-amz-version-id"))
         check(RangeAnswer(head.status, etag, span, head.length, version_id=known), version, start, stop)
+        arrived(0)
         wire.fill(head, into, arrived, lambda: told_of(claim))
         used_up = head.keeps
     finally:

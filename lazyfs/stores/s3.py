@@ -248,6 +248,7 @@ class S3Store:
         head = RangeAnswer(status, etag, span, length, coding(said), known)
         try:
             self.version_ids.check(head, version, start, stop)
+            arrived(0)
             _receive(body, into, arrived, lambda: min(PIECE_SIZE, told_of(claim)))
         except BaseException:
             body.close()

@@ -147,6 +147,7 @@ class MemoryStore:
             data, info = self._found(version.key)
             if (info.etag, info.size) != (version.etag, version.size):
                 raise ObjectChanged(f"{version.key}: the object is now {info.etag}, not {version.etag}")
+            arrived(0)
             await self._deliver(call, memoryview(data)[start : call.stop], into, arrived, fault)
         finally:
             self.active -= 1

@@ -145,7 +145,7 @@ async def test_a_read_is_one_request(server: FastS3Server, store: CrtStore) -> N
         reading = Reading()
         await reading.run(store, version)
         assert reading.buffer == DATA[START:STOP]
-        assert len(reading.counts) == 3
+        assert len(reading.counts) == 4
         assert reading.counts[-1] == STOP - START
     requests = server.take_log()
     assert [(one.kind, one.range, one.status) for one in requests] == [("GET", (START, STOP), 206)] * 3

@@ -8,7 +8,7 @@ from lazyfs.objects import KIB, MIB
 from lazyfs.reading.windows import Budget
 from lazyfs.stores.base import Claim
 from lazyfs.stores.fetch import MOST_RESTARTS
-from lazyfs.stores.pace import BEHIND, ENOUGH, GAIN, GRACE, LEAST, SAMPLES, Pace, Progress
+from lazyfs.stores.pace import BEHIND, ENOUGH, GAIN, GRACE, LEAST, LEFT, SAMPLES, SOON, Pace, Progress
 from tests.rooms.bench import DATA, Bench
 from tests.rooms.memory_store import Call, Valve
 
@@ -109,6 +109,27 @@ def test_behind_is_who_is_slow_while_others_are_not() -> None:
     assert pace.behind(LATE + 0.01) == [slow]
     slow.done = SIZE - MIB
     assert pace.behind(LATE + 0.01) == [], "it is nearly there, and asking again takes time too"
+
+
+def test_behind_is_who_has_next_to_nothing_when_later_ones_are_through() -> None:
+    """Once the head of its answer is here, it is old enough, its like take no longer, and one was sent after it."""
+    pace = Pace()
+    round_of(pace, ENOUGH, -1.0)
+    (slow,) = under_way(pace, 1)
+    slow.done, slow.answered = SIZE // LEFT - 1, True
+    soon = max(SOON, SECONDS) + 0.01
+    assert soon < GRACE
+    assert pace.behind(soon) == [], "it is the last one"
+    round_of(pace, 1, 0.005, seconds=0.03, size=MIB)
+    assert pace.behind(soon) == [], "that was a small one"
+    round_of(pace, 1, 0.005, seconds=0.09)
+    assert pace.behind(soon) == [slow]
+    assert pace.behind(max(SOON, SECONDS) - 0.01) == []
+    slow.done += 1
+    assert pace.behind(soon) == [], "it may catch up"
+    slow.done, slow.answered = 0, False
+    assert pace.behind(soon) == [], "a server wakes up"
+    assert pace.behind(GRACE + BEHIND * SECONDS) == [slow]
 
 
 def test_when_many_are_slow_none_is_behind() -> None:

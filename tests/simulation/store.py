@@ -195,6 +195,7 @@ class SimulatedStore:
         for view in into:
             view[:] = JUNK[: len(view)]  # until a request is over its buffers are its own
         await self._begin(version, severed)
+        arrived(0)
         await self._deliver(version, start, size, into, arrived, severed, fate)
 
     async def _begin(self, version: ObjectVersion, severed: trio.Event) -> None:
