@@ -44,8 +44,8 @@ SOON = 0.12
 LEFT = 8
 """Seconds after which a read of which the head of an answer is here may be behind: if it has less than one in so many
 of its bytes when its like are through, one that was sent after it among them, it will not catch up. A cold GiB, shaped,
-with one GET in 32 at 1 MB/s, took 1.7 s without, and 1.2 with it. Any two of the three alone found as many, and had one
-to six of those restarted that only starve, now and then, in a cold GiB over TLS or of 32 readers."""
+with one GET in 32 at 1 MB/s, took 1.7 s without, and 1.2 with it. With either of the last two alone as many were found,
+and one to six were restarted that only starved, now and then, in a cold GiB over TLS or of 32 readers."""
 
 STALL = 60.0
 TRICKLE = 64 * KIB

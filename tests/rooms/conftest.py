@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from lazyfs.cache.directory import CacheDirectory
+from lazyfs.cache.disk import Disk
 from tests.rooms.building import CacheMaker
+from tests.rooms.memory_store import MemoryStore
 from tests.servers.clients import S3Endpoint
 
 settings.register_profile(
@@ -53,3 +55,15 @@ def directory(place: Path) -> Iterator[CacheDirectory]:
     made = CacheDirectory(place, create=False)
     yield made
     made.close()
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """An empty store in memory."""
+    return MemoryStore()
+
+
+@pytest.fixture
+def disk(caches: CacheMaker) -> Disk:
+    """An empty disk cache."""
+    return caches.open()

@@ -18,23 +18,11 @@ from lazyfs.cache.memory import Memory
 from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable, Dropped, ObjectChanged, StoreError, Unreachable
 from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
-from tests.rooms.building import CacheMaker, chunk_on, keep, object_files, pattern
+from tests.rooms.building import chunk_on, keep, object_files, pattern
 from tests.rooms.caching import caching
 from tests.rooms.memory_store import Call, Fault, MemoryStore, Valve, in_turn
 
 Running = Callable[..., AbstractAsyncContextManager[ChunkCache]]
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    """An empty store."""
-    return MemoryStore()
-
-
-@pytest.fixture
-def disk(caches: CacheMaker) -> Disk:
-    """An empty disk cache."""
-    return caches.open()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from lazyfs.cache.disk import Disk
 from lazyfs.cache.waits import MOST_FEW
 from lazyfs.errors import StoreError, Transient
 from lazyfs.objects import BLOCK_SIZE, KIB, MIB, ObjectVersion
-from tests.rooms.building import CacheMaker, pattern
+from tests.rooms.building import pattern
 from tests.rooms.caching import caching
 from tests.rooms.memory_store import Call, Fault, MemoryStore, Valve, in_turn
 
@@ -19,18 +19,6 @@ DATA = pattern(3 * MIB)
 PAGE = 4 * KIB
 INSIDE = MIB + 10 * BLOCK_SIZE
 """Where a touch begins, ten blocks inside the second chunk."""
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    """An empty store."""
-    return MemoryStore()
-
-
-@pytest.fixture
-def disk(caches: CacheMaker) -> Disk:
-    """An empty disk cache."""
-    return caches.open()
 
 
 class Readers:
