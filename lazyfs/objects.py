@@ -16,7 +16,10 @@ CHUNK_SIZE = MIB
 """Unit of presence and of a FUSE reply: the largest read the kernel sends is 256 pages, so a reply is one view."""
 
 BLOCK_SIZE = 64 * KIB
-"""Unit of checksums inside a chunk: a 4 KiB touch of warm data reads and verifies this much."""
+"""Unit of checksums inside a chunk, and of what is here of one that is here in part."""
+
+QUARTER_SIZE = BLOCK_SIZE // 4
+"""A 4 KiB touch of warm data reads and verifies this much: an NVMe disk gives 64 KiB in 115 us, this in 75."""
 
 SEGMENT_CHUNKS = 64
 """Chunks of one index record, and the unit of eviction from a file that is not complete (64 MiB)."""

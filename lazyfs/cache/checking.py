@@ -209,6 +209,11 @@ class _Check:
             self._problem("record", words)
             if self._mend:
                 txn.delete(key, db=tables.segments)
+        if self._mend:
+            # No damage: a lazyfs that knows nothing of marks leaves them behind.
+            for key, _ in _rows(txn, tables.marks):
+                if txn.get(key, db=tables.segments) is None:
+                    txn.delete(key, db=tables.marks)
         return present
 
     def _check_uses(self, txn: Transaction, tables: Tables) -> None:

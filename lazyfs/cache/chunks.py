@@ -173,14 +173,29 @@ class ChunkCache:
 
         Raises the store's errors, and what a version is refused with; a failing disk cache only makes it slower.
         """
+        touched = self.touched(version, start, stop)
+        if touched is not None:
+            return touched
         found = self.now(version, start, stop)
         if found is None:
             found = await self.wait(version, start, stop)
         return found[0] if len(found) == 1 else b"".join(found)
 
+    def touched(self, version: ObjectVersion, start: int, stop: int) -> bytes | None:
+        """As `read`, for a small piece of a chunk that is not in memory, nor on its way, if it is on a disk that is
+        quick."""
+        number = start // CHUNK_SIZE
+        base = number * CHUNK_SIZE
+        if stop - start > SMALL_READ or stop - base > CHUNK_SIZE or self.barred or not self.workers.quick:
+            return None
+        if self._flights.here((version.object_id, number)) is not None:
+            return None
+        part = self._parts.now(version, number, start - base, stop - base)
+        self.looks[0] += part is not None
+        return part
+
     def now(self, version: ObjectVersion, start: int, stop: int) -> Pieces | None:
-        """As `read`, if nothing must be waited for: the bytes are in memory, or a small piece is on a disk that is
-        quick. Else None, and `wait` gives them."""
+        """As `read`, if the bytes are in memory. Else None; `touched` may give them, and `wait` does."""
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
         chunk = self._flights.here((version.object_id, first))
         self.looks[chunk is not None] += 1
@@ -191,9 +206,6 @@ class ChunkCache:
             return None
         if chunk and second and last <= first + 1:
             return self._found(version, start, stop, chunk, second)
-        if first == last and stop - start <= SMALL_READ and self.workers.quick:
-            part = self._parts.now(version, first, start - first * CHUNK_SIZE, stop - first * CHUNK_SIZE)
-            return None if part is None else (part,)
         return None
 
     def _found(self, version: ObjectVersion, start: int, stop: int, chunk: Chunk, second: Chunk) -> Pieces:

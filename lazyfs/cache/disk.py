@@ -234,7 +234,7 @@ class Disk:
                     file, of = self._files.to_write(members[0].version, run.generation), run.object_id
                 offset = run.first * CHUNK_SIZE + members[0].block * BLOCK_SIZE
                 file.write(offset, [chunk.view for chunk in members])
-                written += [Written(c.version, run.generation, c.number, c.sums, c.block) for c in members]
+                written += [Written(c.version, run.generation, c.number, c.sums, c.block, c.marks) for c in members]
         except OSError as error:
             self._index.settle(self._directory.daemon, written)
             self._dig_if_alone()

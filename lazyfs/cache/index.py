@@ -15,6 +15,7 @@ Tables (integers big-endian in keys, so that byte order is number order):
   objects   object_id -> generation u32, size u64, present chunks u32, and as text the key, NUL, the bucket
   segments  object_id + segment u32 -> generation u32, last use u64, presence u64, 64 x 16 checksums of 8 bytes, seal;
             of a chunk that is here in part no presence bit, and ABSENT for each block that is not; see `records.py`
+  marks     object_id + segment u32 -> for each of its chunks what checksums of blocks had come to; see `marks.py`
   lru       last use u64 + object_id + segment u32 -> nothing; as many entries as segments; see `pins.py`
   claims    daemon u64 -> bytes reserved u64, and the runs of chunks they are for
   graves    object_id + generation u32 + first u32 + stop u32 -> bytes u64 that leave the disk when it is dug
@@ -38,14 +39,13 @@ import lmdb
 
 from lazyfs.cache.answer import Answer
 from lazyfs.cache.ledger import USED, Ledger, Lent, not_lent
+from lazyfs.cache.marks import kept_in
 from lazyfs.cache.records import (
-    CHUNK_SUMS,
     HEAD,
     OBJECT,
     Kept,
     Run,
     Written,
-    is_part,
     number_of,
     object_record,
     segment_key,
@@ -59,9 +59,10 @@ FORMAT = b"lazyfs-index-1"
 VERDICTS_BESIDE = 1024
 """How many may be of objects that have left the cache, before anybody looks: some 200 KiB."""
 
-TABLES = ("meta", "objects", "segments", "lru", "claims", "graves", "listings", "verdicts", "pins")
+TABLES = ("meta", "objects", "segments", "lru", "claims", "graves", "listings", "verdicts", "pins", "marks")
+LATER = ("pins", "marks")
 MAP_SIZE = 64 * 1024**3
-"""Address space, not disk. 12 KiB a segment: enough for an index of more than 300 TiB of chunks."""
+"""Address space, not disk. Up to 40 KiB a segment: enough for an index of more than 100 TiB of chunks."""
 
 
 class _Border:
@@ -124,11 +125,11 @@ class Index:
             raise
 
     def _table(self, name: str, to_read: bool) -> Any:
-        """The handle of a table; None for one of pins that cannot be made."""
+        """The handle of a table; None for one that earlier versions did not have, and that cannot be made."""
         try:
             return self._env.open_db(name.encode(), create=not to_read)
         except (lmdb.NotFoundError, lmdb.ReadonlyError):
-            if name != "pins":
+            if name not in LATER:
                 raise
             return None
 
@@ -152,21 +153,14 @@ class Index:
     # ---- reading, inline in the loop: about 3 us each
 
     def kept(self, object_id: bytes, number: int, *, partly: bool = False) -> Kept | None:
-        """The chunk's checksums if it is on disk, or, `partly`, some blocks of it; None if not, or if its record is
-        damaged."""
+        """The chunk's checksums if it is on disk; None if not, or if its record is damaged. `partly`: or of some blocks
+        of it, with the marks of all of it if it has such."""
         key = segment_key(object_id, number // SEGMENT_CHUNKS)
         with self._lock, _BORDER, self._env.begin(db=self._segments, buffers=True) as txn:
             value = txn.get(key)
-            if value is None or not sound(key, value):
+            if value is None:
                 return None
-            generation, _, bits = HEAD.unpack_from(value)
-            place = number % SEGMENT_CHUNKS
-            here = bits >> place & 1
-            if not here and not partly:
-                return None
-            start = HEAD.size + place * CHUNK_SUMS
-            sums = bytes(value[start : start + CHUNK_SUMS])
-            return Kept(generation, sums) if here or is_part(sums) else None
+            return kept_in(txn, self._tables.marks, key, value, number % SEGMENT_CHUNKS, partly=partly)
 
     def present(self, object_id: bytes, segment: int) -> int:
         """The presence bits of a segment, chunk 0 of it lowest; 0 if there is no sound record."""

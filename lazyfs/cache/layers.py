@@ -15,7 +15,7 @@ from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.lower import LowerLayer
 from lazyfs.cache.packing import time_of
-from lazyfs.cache.records import LOWER, MIXED, Kept
+from lazyfs.cache.records import ABSENT, LOWER, MIXED, Kept
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
 
@@ -32,10 +32,12 @@ class LayeredDisk(Disk):
 
     def kept(self, object_id: bytes, number: int, *, partly: bool = False) -> Kept | None:
         """See `Disk.kept`."""
-        found = super().kept(object_id, number)
-        if found is None and (below := self._lower.kept(object_id, number)) is not None:
-            return Kept(below.generation + LOWER, below.sums)
-        return super().kept(object_id, number, partly=True) if found is None and partly else found
+        found = super().kept(object_id, number, partly=partly)
+        if found is None or ABSENT in found.sums:  # that may be chance
+            whole = super().kept(object_id, number)
+            if whole is None and (below := self._lower.kept(object_id, number, marked=partly)) is not None:
+                return dataclasses.replace(below, generation=below.generation + LOWER)
+        return found
 
     def present(self, object_id: bytes, segment: int) -> int:
         """See `Disk.present`."""
@@ -101,7 +103,7 @@ class LayeredDisk(Disk):
             if generation < LOWER:
                 right += super().read(version, first + at, kept[at:stop], into[at:stop])
             else:
-                plain = [Kept(one.generation - LOWER, one.sums) for one in kept[at:stop]]
+                plain = [_plain(one) for one in kept[at:stop]]
                 right += readback.read(self._lower.files, version, first + at, plain, into[at:stop])
         return right
 
@@ -109,8 +111,8 @@ class LayeredDisk(Disk):
         """See `Disk.read_part`."""
         if kept.generation < LOWER:
             return super().read_part(version, number, kept, start, stop)
-        plain, lower = Kept(kept.generation - LOWER, kept.sums), self._lower
-        return readback.read_part(lower.files, lower.scratch, version, number, plain, start, stop)
+        files, scratch = self._lower.files, self._lower.scratch
+        return readback.read_part(files, scratch, version, number, _plain(kept), start, stop)
 
     def lend(self, version: ObjectVersion, generation: int) -> int | None:
         """See `Disk.lend`."""
@@ -145,3 +147,8 @@ class LayeredDisk(Disk):
         """See `Disk.close`."""
         super().close()
         self._lower.close()
+
+
+def _plain(kept: Kept) -> Kept:
+    """As the lower layer itself has it."""
+    return dataclasses.replace(kept, generation=kept.generation - LOWER)

@@ -14,6 +14,7 @@ Must not know lmdb itself (a transaction is given), paths or descriptors.
 
 from collections.abc import Callable, Iterable, Iterator
 
+from lazyfs.cache import marks
 from lazyfs.cache.answer import Answer
 from lazyfs.cache.pins import PinSet, apart, is_apart, load
 from lazyfs.cache.records import (
@@ -40,11 +41,10 @@ from lazyfs.cache.records import (
     taken_in,
 )
 from lazyfs.cache.sums import seal
-from lazyfs.cache.tables import LRU_KEY_SIZE, Tables, Transaction
+from lazyfs.cache.tables import LRU_KEY_SIZE, Tables, Transaction, segments_of
 from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS
 
 USED = b"used"
-
 
 Lent = Callable[[bytes, int], bool]
 """Whether the object file of an (object_id, generation) is read past the index, which only complete ones are."""
@@ -179,6 +179,7 @@ class Ledger:
             counted.append((chunk.number, 0 if partly else chunk_size(chunk.version.size, chunk.number)))
         if counted:
             self._put_segment(key, generation, (last_use, now), present, bytes(sums))
+            marks.put(self._txn, self._at.marks, key, chunks)
         if present != bits:
             self._put_present(chunks[0].version.object_id, found, present.bit_count() - bits.bit_count())
         return counted
@@ -272,7 +273,7 @@ class Ledger:
         mine = [run for run in claimed if run.object_id == object_id]
         found = self._txn.get(object_id, db=self._at.objects)
         if found is None:
-            self._txn.delete(key, db=self._at.segments)
+            self._forget_segment(key)
             return 0
         value = self._txn.get(key, db=self._at.segments)
         generation, size, present = OBJECT.unpack_from(found)
@@ -285,7 +286,7 @@ class Ledger:
         bits, taken = HEAD.unpack_from(value)[2], taken_in(value)
         if present <= bits.bit_count() and not mine and not self._has_parts(object_id, but=key):
             return self._bury_object(object_id, found)
-        self._txn.delete(key, db=self._at.segments)
+        self._forget_segment(key)
         self._put_present(object_id, found, -bits.bit_count())
         return self._put_grave(run, segment_size(size, segment, taken))
 
@@ -294,9 +295,9 @@ class Ledger:
         generation, size, present = OBJECT.unpack_from(found)
         freed = present * CHUNK_SIZE
         # Those that there are, and not those that the size says: a damaged record says 2^60 bytes.
-        for key in list(self._segments_of(object_id)):
+        for key in list(segments_of(self._txn, self._at, object_id)):
             segment = int.from_bytes(key[len(object_id) :], "big")
-            value = self._txn.pop(key, db=self._at.segments)
+            value = self._forget_segment(key)
             if value is not None and len(value) >= HEAD.size:
                 _, last_use, bits = HEAD.unpack_from(value)
                 self._forget_use(last_use, key)
@@ -308,17 +309,10 @@ class Ledger:
 
     def _records_of(self, object_id: bytes) -> Iterator[tuple[bytes, Record]]:
         """The object's segments whose records are sound."""
-        for key in self._segments_of(object_id):
+        for key in segments_of(self._txn, self._at, object_id):
             value = self._txn.get(key, db=self._at.segments)
             if value is not None and sound(key, value):
                 yield key, value
-
-    def _segments_of(self, object_id: bytes) -> Iterator[bytes]:
-        with self._txn.cursor(self._at.segments) as cursor:
-            more = cursor.set_range(object_id)
-            while more and bytes(cursor.key()[: len(object_id)]) == object_id:
-                yield bytes(cursor.key())
-                more = cursor.next()
 
     # ---- records
 
@@ -330,6 +324,12 @@ class Ledger:
         if before != now:
             self._forget_use(before, key)
             self._txn.put(now.to_bytes(8, "big") + key, b"", db=self._at.lru)
+
+    def _forget_segment(self, key: bytes) -> Record | None:
+        """Its record, which goes with its marks."""
+        self._txn.delete(key, db=self._at.marks)
+        record: Record | None = self._txn.pop(key, db=self._at.segments)
+        return record
 
     def _forget_use(self, last_use: int, key: bytes) -> None:
         """Take the entry out of the lru table, set apart or not."""

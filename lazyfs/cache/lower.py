@@ -68,10 +68,13 @@ class LowerLayer:
         self._hidden: set[bytes] = set()
         self._failed = False
 
-    def kept(self, object_id: bytes, number: int) -> Kept | None:
-        """The record of a chunk that may be read here."""
+    def kept(self, object_id: bytes, number: int, *, marked: bool = False) -> Kept | None:
+        """The record of a chunk that may be read here, with its marks where somebody wants those."""
         if object_id in self._hidden or (object_id, number) in self._wrong:
             return None
+        found = self._ask(lambda: self._index.kept(object_id, number, partly=True), None) if marked else None
+        if found is not None and found.marks:
+            return found
         return self._ask(lambda: self._index.kept(object_id, number), None)
 
     def present(self, object_id: bytes, segment: int) -> int:

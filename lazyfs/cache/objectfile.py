@@ -103,7 +103,14 @@ class ObjectFiles:
 
     def read(self, object_id: bytes, generation: int, offset: int, into: Sequence[memoryview]) -> bool:
         """Fill the buffers from `offset` on; False if the file ends before that. For O_DIRECT, buffers must be aligned
-        to pages; those of `Memory` are."""
+        to pages; those of `Memory` and of `Scratch` are."""
+        if len(into) == 1 and self._direct and not len(into[0]) % PAGE_SIZE:
+            # A touch, for which the way below took as long as a third of the disk's part.
+            try:
+                if os.preadv(self._descriptor(object_id, generation, os.O_DIRECT).number, into, offset) == len(into[0]):
+                    return True
+            except OSError as error:
+                self._direct_failed(error)
         whole = _aligned(into) if self._direct else 0
         if whole:
             try:

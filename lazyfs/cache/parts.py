@@ -136,7 +136,7 @@ class Parts:
         if self._flights.get((version.object_id, number)) is not None:
             return None
         kept = self._disk.kept(version.object_id, number, partly=True)
-        return kept if kept and not kept.lacks(start, stop) else None
+        return kept if kept and (kept.marks or not kept.lacks(start, stop)) else None
 
     def _took(self, version: ObjectVersion, number: int, part: bytes) -> bytes:
         """These bytes of a chunk came from disk."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.records import ABSENT, Kept
-from lazyfs.cache.sums import block_sums
-from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, ObjectVersion
+from lazyfs.cache.sums import block_sums, crc_on
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, QUARTER_SIZE, ObjectVersion
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,11 @@ def read(
 def read_part(
     files: ObjectFiles, scratch: Scratch, version: ObjectVersion, number: int, kept: Kept, start: int, stop: int
 ) -> bytes | None:
-    """Bytes [start, stop) of one chunk, reading and verifying only the blocks they lie in; None if wrong."""
+    """Bytes [start, stop) of one chunk, reading and verifying only the quarters of blocks they lie in, or the blocks;
+    None if wrong."""
+    found = _by_marks(files, scratch, version, number, kept, start, stop) if kept.marks else None
+    if found is not None:
+        return found
     low = start - start % BLOCK_SIZE
     high = min(version.chunk_length(number), -(-stop // BLOCK_SIZE) * BLOCK_SIZE)
     view = scratch.view(high - low)
@@ -34,6 +38,27 @@ def read_part(
     at = low // BLOCK_SIZE * 8
     if block_sums(view) != kept.sums[at : at + _sums_length(view)]:
         return None
+    return bytes(view[start - low : stop - low])
+
+
+def _by_marks(
+    files: ObjectFiles, scratch: Scratch, version: ObjectVersion, number: int, kept: Kept, start: int, stop: int
+) -> bytes | None:
+    """The same by quarters; None also if the marks are wrong."""
+    low = start - start % QUARTER_SIZE
+    high = min(version.chunk_length(number), -(-stop // QUARTER_SIZE) * QUARTER_SIZE)
+    view = scratch.view(high - low)
+    if not filled(files, version.object_id, kept.generation, number * CHUNK_SIZE + low, [view]):
+        return None
+    at, marks = low, kept.marks
+    while at < high:
+        block, end = at // BLOCK_SIZE, min(high, at - at % BLOCK_SIZE + BLOCK_SIZE)
+        first, last = at // QUARTER_SIZE * 8, (end - 1) // QUARTER_SIZE * 8
+        before = marks[first - 8 : first] if at % BLOCK_SIZE else b""
+        right = crc_on(view[at - low : end - low], before) == marks[last : last + 8]
+        if not right or marks[block * 32 + 24 : block * 32 + 32] != kept.sums[block * 8 : block * 8 + 8]:
+            return None
+        at = end
     return bytes(view[start - low : stop - low])
 
 

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lazyfs.cache.sums import seal
 from lazyfs.objects import BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
@@ -34,11 +34,12 @@ MIXED = 2 * LOWER
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A chunk that is on disk, or some blocks of one: the generation of its object file, and its block checksums, 8
-    bytes each."""
+    """A chunk that is on disk, or some blocks of one: the generation of its object file, its block checksums, 8 bytes
+    each, and its `marks` if there are any and they were asked for."""
 
     generation: int
     sums: bytes
+    marks: bytes = field(default=b"", compare=False)
 
     def lacks(self, start: int, stop: int) -> range:
         """The blocks from the first to the last one that is not here, of those in which bytes [start, stop) lie."""
@@ -72,13 +73,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A chunk whose bytes are in its object file, to be counted as present; or the blocks of one from `block` on."""
+    """A chunk whose bytes are in its object file, to be counted as present, with its marks if it has such; or the
+    blocks of one from `block` on."""
 
     version: ObjectVersion
     generation: int
     number: int
     sums: bytes
     block: int = 0
+    marks: bytes = b""
 
 
 def object_record(generation: int, version: ObjectVersion) -> bytes:

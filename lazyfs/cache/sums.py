@@ -1,19 +1,51 @@
 """Checksums of chunks: CRC64-NVME of each 64 KiB block, because CRCs combine into the chunk's, the segment's and at
-last the object's, which is what S3 calls the full-object checksum.
+last the object's, which is what S3 calls the full-object checksum; and the marks between its quarters, from which on
+it can be computed: with them a quarter is verified without the rest of its block.
 
 awscrt computes it at 37 to 52 GB/s on a core (zlib.crc32: 4), so verifying every byte costs nothing that shows.
 """
 
+import sys
 from array import array
 
 from awscrt.checksums import combine_crc64nvme, crc64nvme
 
-from lazyfs.objects import BLOCK_SIZE
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, QUARTER_SIZE
+
+QUARTERS = [
+    [slice(at, at + QUARTER_SIZE) for at in range(block, block + BLOCK_SIZE, QUARTER_SIZE)]
+    for block in range(0, CHUNK_SIZE, BLOCK_SIZE)
+]
+"""Where the quarters of each block of a chunk are."""
 
 
 def block_sums(view: memoryview) -> bytes:
     """The checksum of each block of a chunk, 8 bytes each in native order; the last block may be short."""
     return array("Q", [crc64nvme(view[i : i + BLOCK_SIZE]) for i in range(0, len(view), BLOCK_SIZE)]).tobytes()
+
+
+def quarter_sums(view: memoryview) -> bytes:
+    """For each block of a chunk the checksums of its first quarter, of its first two, of three, and of all of it, 8
+    bytes each; where the block ends before, those of what there is. Each byte is read once, since a CRC goes on with
+    another: 48 calls more than `block_sums` has cost 13 us a MiB."""
+    found: list[int] = []
+    for first, second, third, fourth in QUARTERS[: -(-len(view) // BLOCK_SIZE)]:
+        found.append(crc := crc64nvme(view[first]))
+        found.append(crc := crc64nvme(view[second], crc))
+        found.append(crc := crc64nvme(view[third], crc))
+        found.append(crc64nvme(view[fourth], crc))
+    return array("Q", found).tobytes()
+
+
+def of_blocks(quarters: bytes) -> bytes:
+    """Of `quarter_sums`, the checksum of each block."""
+    return array("Q", quarters)[3::4].tobytes()
+
+
+def crc_on(view: memoryview, before: bytes) -> bytes:
+    """The checksum of what has the checksum `before`, or of nothing if that is empty, and then these bytes."""
+    crc: int = crc64nvme(view, int.from_bytes(before, sys.byteorder))
+    return crc.to_bytes(8, sys.byteorder)
 
 
 def joined(total: int, size: int, sums: bytes) -> int:

@@ -1,6 +1,7 @@
 """The tables of the index and what is needed of a transaction over them, without lmdb. See `index.py` for what is in
 which, and must know no more."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,4 +43,14 @@ class Tables:
     claims: Any
     graves: Any
     pins: Any
-    """None in an index that is only read and was made before there were pins."""
+    marks: Any
+    """None, each, in an index that is only read and was made before there were such."""
+
+
+def segments_of(txn: Transaction, tables: Tables, object_id: bytes) -> Iterator[bytes]:
+    """The keys of an object's segments."""
+    with txn.cursor(tables.segments) as cursor:
+        more = cursor.set_range(object_id)
+        while more and bytes(cursor.key()[: len(object_id)]) == object_id:
+            yield bytes(cursor.key())
+            more = cursor.next()

@@ -90,21 +90,23 @@ class Device(trio.abc.Instrument):
         session: int,
         *,
         now: Callable[[int, int, int], Answer | None],
+        done: Callable[[], None],
         later: Callable[[int, int, int], Awaitable[Answer]],
         quiet: Callable[[], bool],
         nursery: trio.Nursery,
         largest: int,
     ) -> None:
         """`session`: the number that libfuse uses, the kernel's descriptor, of which all copies become non-blocking.
-        `now` answers a read (handle, offset, size) at once; where it gives None, `later` does, in a task of `nursery`.
-        What they give is good until the next await. `quiet`: nothing is on its way, so that the loop may wait for a
-        reader. `largest`: bytes of buffer that a request needs."""
+        `now` answers a read (handle, offset, size) at once, and `done` is called when the kernel has that answer; where
+        `now` gives None, `later` does, in a task of `nursery`. What they give is good until the next await. `quiet`:
+        nothing is on its way, so that the loop may wait for a reader. `largest`: bytes of buffer that a request
+        needs."""
         self._session = session
         self.kernel = os.dup(session)
         """The same, by a number that is never anything else."""
         os.set_blocking(self.kernel, False)
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        self._now, self._later, self._quiet = now, later, quiet
+        self._now, self._done, self._later, self._quiet = now, done, later, quiet
         self._nursery = nursery
         self._buffer = bytearray(largest)
         self._pieces: deque[bytes] = deque()
@@ -144,16 +146,18 @@ class Device(trio.abc.Instrument):
     async def wait(self) -> None:
         """Answer reads until there is another request, which libfuse can read when this returns, in the same step, or
         the mount has ended, which libfuse finds when it reads."""
-        taken = 0
+        taken, size = 0, LARGE
         while self._pieces or not self._closed:
             if self._pieces:
                 self._give(self._pieces.popleft())
                 return
             try:
-                size = os.readv(self.kernel, (self._buffer,))
+                length = os.readv(self.kernel, (self._buffer,))
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self.kernel)
-                taken = 0
+                if size >= LARGE or not self._soon():
+                    await trio.lowlevel.wait_readable(self.kernel)
+                    taken = 0
+                size = LARGE
                 continue
             except OSError as error:
                 if error.errno == errno.ENOENT:
@@ -161,28 +165,26 @@ class Device(trio.abc.Instrument):
                 if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                     return
                 raise
-            opcode, unique, handle, offset, length = REQUEST.unpack_from(self._buffer)
+            opcode, unique, handle, offset, wanted = REQUEST.unpack_from(self._buffer)
             if opcode == BATCH_FORGET:
-                self._pieces.extend(_pieces(memoryview(self._buffer)[:size]))
+                self._pieces.extend(_pieces(memoryview(self._buffer)[:length]))
                 continue
             if opcode != READ:
                 if opcode == INTERRUPT:
                     continue
-                self._give(memoryview(self._buffer)[:size])
+                self._give(memoryview(self._buffer)[:length])
                 return
-            answer = self._now(handle, offset, length)
+            answer = self._now(handle, offset, wanted)
             if answer is None:
-                await self._start(unique, handle, offset, length)
+                await self._start(unique, handle, offset, wanted)
                 size = LARGE  # there will be
             else:
                 size = self._answer(unique, answer)
+                self._done()
             taken += 1
             if taken == AT_ONCE:
                 taken = 0
                 await trio.lowlevel.checkpoint()
-            elif size < LARGE and not self._soon():
-                await trio.lowlevel.wait_readable(self.kernel)
-                taken = 0
         raise trio.ClosedResourceError
 
     def _soon(self) -> bool:

@@ -10,6 +10,7 @@ readdirplus, because a size that shrinks kills mapped readers by SIGBUS.
 """
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,12 +25,14 @@ from lazyfs import errors
 from lazyfs.filesystem.calls import Calls
 from lazyfs.filesystem.control import Control
 from lazyfs.filesystem.device import Answer
-from lazyfs.filesystem.files import OpenFiles
+from lazyfs.filesystem.files import OpenFile, OpenFiles
 from lazyfs.filesystem.guard import guarded, read_only, refusal
 from lazyfs.filesystem.nodes import Directory, File, Node
 from lazyfs.filesystem.passthrough import Passthrough
 from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import KIB, size_of
+
+log = logging.getLogger(__name__)
 
 FOREVER = 365 * 86400.0
 """Seconds: attributes of an inode never change, so the kernel may keep them."""
@@ -95,6 +98,7 @@ class Operations(pyfuse3.Operations):
         self.received: Callable[[], None] = _nothing
         self.reads = 0
         self.read_bytes = 0
+        self._read_last: OpenFile | None = None
         self.begun = trio.Event()
 
     def _attributes(self, node: Node) -> EntryAttributes:
@@ -211,10 +215,11 @@ class Operations(pyfuse3.Operations):
 
     def read_now(self, fh: int, off: int, size: int) -> Answer | None:
         """What `device.Device` answers a read with that can be answered at once: the bytes, or an errno. None if it
-        must wait, for `read_later`. Either way what the file's readers will want is on its way after this."""
+        must wait, for `read_later`. Either way what the file's readers will want is on its way after `read_done`."""
         started = perf_counter()
         try:
-            found = self._files.get(fh).now(off, size)
+            self._read_last = self._files.get(fh)
+            found = self._read_last.now(off, size)
         except Exception as error:  # noqa: BLE001 - as in `guarded`
             number = refusal(self, "read", (fh, off, size), error)
             self.calls.answered("read", (fh, off, size), number, started)
@@ -224,6 +229,16 @@ class Operations(pyfuse3.Operations):
             self.read_bytes += size_of(found)
             self.calls.answered("read", (fh, off, size), 0, started)
         return found
+
+    def read_done(self) -> None:
+        """Do what the last read that was answered at once left to be done."""
+        opened, self._read_last = self._read_last, None
+        if opened is not None:
+            try:
+                opened.after()
+            except Exception:
+                self.failures += 1
+                log.exception("a defect in what follows from a read of %r, which was answered", opened.file.version.key)
 
     async def read_later(self, fh: int, off: int, size: int) -> Answer:
         """What a read is answered with when it can be, after `read_now` said that it must wait."""

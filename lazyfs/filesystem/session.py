@@ -107,6 +107,7 @@ class Session:
         device = Device(
             self.descriptor,
             now=operations.read_now,
+            done=operations.read_done,
             later=operations.read_later,
             quiet=operations.quiet,
             nursery=nursery,

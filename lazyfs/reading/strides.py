@@ -86,14 +86,13 @@ class Strides:
     def detect(self, run: Run) -> list[Run] | None:
         """Note that `run` begins; the elements of the walk that it is the last of, in order, when there is one."""
         recent, start = self._recent, run.low
-        latest = list(islice(reversed(recent.values()), PREVIOUS))
-        found = None
+        latest, found = islice(reversed(recent.values()), PREVIOUS), None
         # Where the one before would lie; nearly always nothing does.
         for other in [other for other in latest if (2 * other.element - start) >> _CELL in recent]:
             if 2 * DRIFT < abs(start - other.element) <= FARTHEST:
                 third = recent[(2 * other.element - start) >> _CELL]
                 if third.birth < other.birth:
-                    found = self._chain(run, other, third, 4 if other is latest[0] else 5)
+                    found = self._chain(run, other, third, 4 if other is next(reversed(recent.values())) else 5)
                     if found is not None:
                         break
         recent[start >> _CELL] = run

@@ -30,9 +30,9 @@ class Young:
         """The one that this read goes on with."""
         found = self._by_high.get(start) or self._by_low.get(stop)
         if found is None and stop - start <= FIRST_SLACK:
-            for run in islice(reversed(self._by_high.values()), NEIGHBOURS):
-                if 0 < start - run.high <= FIRST_SLACK:
-                    return run
+            for high in islice(reversed(self._by_high), NEIGHBOURS):
+                if 0 < start - high <= FIRST_SLACK:
+                    return self._by_high[high]
         return found
 
     def remember(self, run: Run) -> None:

@@ -46,7 +46,8 @@ def reply(unique: int, data: bytes = b"", error: int = 0) -> bytes:
 
 
 class Kernel:
-    """The other end of a device, and what reads of it come to: `at_once` and `late` by (handle, offset, size)."""
+    """The other end of a device, and what reads of it come to: `at_once` and `late` by (handle, offset, size).
+    `done_when` are the answers that came before each call of `done`, if it `collects` them."""
 
     def __init__(self) -> None:
         self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -58,12 +59,19 @@ class Kernel:
         self.late: dict[tuple[int, int, int], Answer] = {}
         self.gate = trio.Event()
         self.asked: list[tuple[int, int, int]] = []
+        self.done_when: list[list[bytes]] = []
+        self.collects = False
         self.is_quiet = False
 
     def now(self, *what: int) -> Answer | None:
         """See `Device`."""
         self.asked.append((what[0], what[1], what[2]))
         return self.at_once.get((what[0], what[1], what[2]))
+
+    def done(self) -> None:
+        """See `Device`."""
+        if self.collects:
+            self.done_when.append(self.said())
 
     async def later(self, *what: int) -> Answer:
         """See `Device`."""
@@ -77,7 +85,13 @@ class Kernel:
     def device(self, nursery: trio.Nursery) -> Device:
         """One of this kernel's."""
         return Device(
-            self.session, now=self.now, later=self.later, quiet=self.quiet, nursery=nursery, largest=LARGEST
+            self.session,
+            now=self.now,
+            done=self.done,
+            later=self.later,
+            quiet=self.quiet,
+            nursery=nursery,
+            largest=LARGEST,
         )
 
     def said(self) -> list[bytes]:
@@ -142,6 +156,19 @@ async def test_a_read_is_answered_past_libfuse(kind: Callable[[bytes], Answer]) 
         assert kernel.said() == [reply(10, bytes(range(256)) * 32)]
         assert kernel.asked == [(5, 4096, 8192)]
         assert heard == []
+
+
+async def test_what_a_read_leaves_is_done_when_the_kernel_has_the_answer() -> None:
+    """Once for each that was answered at once, and not for one that waits."""
+    async with served() as (kernel, _, _heard):
+        kernel.at_once[5, 0, 9], kernel.late[5, 9, 9], kernel.at_once[5, 18, 9] = (b"first",), (b"later",), errno.EIO
+        kernel.collects = True
+        kernel.gate.set()
+        for number, offset in enumerate((0, 9, 18), 5):
+            kernel.end.send(read_request(2 * number, 5, offset, 9))
+        await trio.testing.wait_all_tasks_blocked()
+        assert kernel.done_when == [[reply(10, b"first")], [reply(14, error=errno.EIO)]]
+        assert kernel.said() == [reply(12, b"later")]
 
 
 async def test_an_errno_is_an_answer() -> None:

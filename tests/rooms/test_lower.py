@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import lmdb
@@ -19,7 +19,7 @@ from lazyfs.cache.sums import block_sums
 from lazyfs.cache.verdicts import Verdict
 from lazyfs.cache.verdicts import pack as pack_verdict
 from lazyfs.cache.verdicts import unpack as unpack_verdict
-from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, Checksums, Listing, ObjectInfo
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, QUARTER_SIZE, Checksums, Listing, ObjectInfo
 from tests.rooms.building import CacheMaker, chunk_on, keep, object_files, pattern, version_of
 
 DATA = pattern(3 * CHUNK_SIZE + 100)
@@ -106,6 +106,24 @@ def test_what_the_layer_has_is_read_from_it(opened: Callable[[], LayeredDisk], l
     assert lent is not None
     assert os.pread(lent, 9, 0) == b"other"
     os.close(lent)
+
+
+def test_a_touch_of_the_layer_reads_a_quarter(
+    opened: Callable[[], LayeredDisk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of the cache itself does; for who wants the chunk nothing changes."""
+    disk, asked, real = opened(), [], os.preadv
+
+    def preadv(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        asked.append(sum(map(len, buffers)))
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    kept = disk.kept(VERSION.object_id, 1, partly=True)
+    assert kept is not None
+    assert kept == disk.kept(VERSION.object_id, 1)
+    assert disk.read_part(VERSION, 1, kept, 5, 77) == DATA[CHUNK_SIZE + 5 : CHUNK_SIZE + 77]
+    assert asked == [QUARTER_SIZE]
 
 
 def test_verdicts_are_of_the_bytes_that_were_looked_at(opened: Callable[[], LayeredDisk]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from lazyfs.cache.chunks import ChunkCache
+from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.threads import QUICK, DiskThreads, Threads
 from lazyfs.filesystem.files import OpenFiles
@@ -112,6 +112,40 @@ async def test_a_touch_of_warm_bytes_reads_their_block_only(caches: CacheMaker) 
         assert memory.statistics().chunks == 0
         assert cache.statistics().disk_hits == 4
         assert store.gets() == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_follows_from_a_touch_is_decided_after_it(caches: CacheMaker) -> None:
+    """Who walks through a file on disk in small steps has the first one before anything is decided; what comes next is
+    set on its way by `after`, and `after` twice is as once."""
+    store, disk, data = MemoryStore(), caches.open(), pattern(8 * MIB)
+    version = store.put("k", data)
+    keep(disk, version, data, range(8))
+    async with trio.open_nursery() as nursery:
+        memory = Memory(16 * MIB)
+        cache = ChunkCache(store=store, disk=disk, memory=memory, nursery=nursery, span_size=8 * MIB)
+        branch = Branch(
+            place=PLACE, prefix="", list_prefix=lambda prefix, _: store.list(prefix), age=lambda _: 0.0, ttl=60.0
+        )
+        tree = Tree(branch)
+        (file,) = [node for node in await tree.entries(tree.root.inode) if isinstance(node, File)]
+        files = OpenFiles(cache, Budget(8 * MIB))
+        opened = files.get(files.open(file))
+        start = 0
+        while not cache.flying:
+            assert start < 2 * MIB, "a walk by now"
+            assert b"".join(opened.now(start, SMALL_READ) or ()) == data[start : start + SMALL_READ]
+            assert (opened.state().read_bytes, cache.flying) == (start, 0)
+            start += SMALL_READ
+            for _ in range(2):
+                opened.after()
+                assert opened.state().read_bytes == start
+        assert start > SMALL_READ, "one is none"
+        assert opened.now(start, SMALL_READ) is None, "all of its chunk is on its way by now"
+        opened.after()
+        assert b"".join(await opened.wait(start, SMALL_READ)) == data[start : start + SMALL_READ]
+        assert store.gets() == []
+        await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
 
 

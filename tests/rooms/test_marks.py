@@ -1,0 +1,311 @@
+"""Marks: a touch of a chunk that was kept whole reads a quarter of a block, and what that is compared with."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from lazyfs.cache import batches
+from lazyfs.cache.checking import check
+from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.index import Index
+from lazyfs.cache.marks import ROW
+from lazyfs.cache.records import CHUNK_SUMS, HEAD, segment_key
+from lazyfs.cache.sums import block_sums, of_blocks, quarter_sums
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, KIB, MIB, QUARTER_SIZE, SEGMENT_CHUNKS, ObjectVersion
+from tests.rooms.building import CacheMaker, bury, keep, object_files, pattern, verified, version_of
+
+TAIL = BLOCK_SIZE + QUARTER_SIZE + 777
+"""Bytes of a last chunk: a block, a quarter, and a little of the next one."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of each read of an object file."""
+    found: list[int] = []
+    real = os.preadv
+
+    def preadv(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        found.append(sum(map(len, buffers)))
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    return found
+
+
+def touched(disk: Disk, version: ObjectVersion, start: int, stop: int) -> bytes | None:
+    """Bytes [start, stop) of one chunk of the object, as a touch gets them from the disk."""
+    number = start // CHUNK_SIZE
+    kept = disk.kept(version.object_id, number, partly=True)
+    base = number * CHUNK_SIZE
+    return None if kept is None else disk.read_part(version, number, kept, start - base, stop - base)
+
+
+def rows(disk: Disk) -> dict[bytes, bytes]:
+    """The marks that are kept, by segment."""
+    with disk.index.look() as (txn, tables), txn.cursor(tables.marks) as cursor:
+        return {bytes(key): bytes(value) for key, value in cursor}
+
+
+def change(disk: Disk, version: ObjectVersion, changed: Callable[[bytearray], None]) -> None:
+    """Change the marks of the object's first segment."""
+    key = segment_key(version.object_id, 0)
+    with disk.index.change() as (txn, tables):
+        value = bytearray(txn.get(key, db=tables.marks) or b"")
+        changed(value)
+        txn.put(key, bytes(value), db=tables.marks)
+
+
+def damage(place: Path, offset: int) -> None:
+    """Flip a bit of the only object file."""
+    (file,) = object_files(place)
+    with file.open("r+b") as opened:
+        opened.seek(offset)
+        byte = opened.read(1)[0]
+        opened.seek(offset)
+        opened.write(bytes([byte ^ 4]))
+
+
+@pytest.mark.parametrize(
+    "length", [1, 100, QUARTER_SIZE, QUARTER_SIZE + 1, BLOCK_SIZE, BLOCK_SIZE + 1, TAIL, CHUNK_SIZE]
+)
+def test_every_fourth_is_the_checksum_of_its_block(length: int) -> None:
+    """So that no byte is read twice for both; a block that ends early repeats its last."""
+    view = memoryview(pattern(length))
+    quarters = quarter_sums(view)
+    assert of_blocks(quarters) == block_sums(view)
+    for at in range(0, length, QUARTER_SIZE):
+        begin = at - at % BLOCK_SIZE
+        upto = view[begin : at + QUARTER_SIZE]
+        assert quarters[at // QUARTER_SIZE * 8 :][:8] == block_sums(upto)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "read"),
+    [
+        (0, 4 * KIB, [QUARTER_SIZE]),
+        (QUARTER_SIZE, QUARTER_SIZE + 1, [QUARTER_SIZE]),
+        (BLOCK_SIZE - 1, BLOCK_SIZE, [QUARTER_SIZE]),
+        (3 * QUARTER_SIZE - 1, 3 * QUARTER_SIZE + 1, [2 * QUARTER_SIZE]),
+        (BLOCK_SIZE - 5, BLOCK_SIZE + 5, [2 * QUARTER_SIZE]),
+        (5 * QUARTER_SIZE, 5 * QUARTER_SIZE + 2 * BLOCK_SIZE, [2 * BLOCK_SIZE]),
+        (CHUNK_SIZE - 4 * KIB, CHUNK_SIZE, [QUARTER_SIZE]),
+        (CHUNK_SIZE + BLOCK_SIZE + 1, CHUNK_SIZE + BLOCK_SIZE + 2, [QUARTER_SIZE]),
+        (CHUNK_SIZE + TAIL - 1, CHUNK_SIZE + TAIL, [777]),
+        (CHUNK_SIZE + 1, CHUNK_SIZE + TAIL, [TAIL]),
+    ],
+)
+def test_a_touch_reads_the_quarters_that_it_lies_in(
+    caches: CacheMaker, asked: list[int], start: int, stop: int, read: list[int]
+) -> None:
+    """Also for the next daemon, across blocks, and at the short end of the object."""
+    data = pattern(CHUNK_SIZE + TAIL)
+    version = version_of("k", data)
+    disk = caches.open()
+    assert keep(disk, version, data, [0, 1]) == 2
+    caches.close(disk)
+    disk = caches.open()
+    assert touched(disk, version, start, stop) == data[start:stop]
+    assert asked == read
+
+
+def test_damage_beside_a_quarter_does_not_matter_to_it(caches: CacheMaker, place: Path) -> None:
+    """And in it is found, by the whole block as well."""
+    data = pattern(MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+    damage(place, QUARTER_SIZE + 9)
+    assert touched(disk, version, QUARTER_SIZE, QUARTER_SIZE + 4096) is None
+    assert touched(disk, version, 0, QUARTER_SIZE + 1) is None
+    for start in (0, 2 * QUARTER_SIZE, 3 * QUARTER_SIZE, BLOCK_SIZE):
+        assert touched(disk, version, start, start + 4096) == data[start : start + 4096]
+
+
+@pytest.mark.parametrize("place_of_mark", range(4))
+def test_marks_that_are_wrong_cost_a_second_read(caches: CacheMaker, asked: list[int], place_of_mark: int) -> None:
+    """Whichever of a block's four it is, and whatever touch meets it: the bytes are right all the same."""
+    data = pattern(MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+
+    def flip(value: bytearray) -> None:
+        value[BLOCK_SIZE // QUARTER_SIZE * 8 + place_of_mark * 8] ^= 1
+
+    change(disk, version, flip)
+    for quarter in range(4):
+        start = BLOCK_SIZE + quarter * QUARTER_SIZE
+        assert touched(disk, version, start, start + 9) == data[start : start + 9]
+    assert asked.count(BLOCK_SIZE) == (4 if place_of_mark == 3 else 2)
+    assert asked.count(QUARTER_SIZE) == 4
+
+
+def test_marks_of_other_bytes_are_not_believed(caches: CacheMaker, asked: list[int]) -> None:
+    """A lazyfs that knows no marks evicted the chunk, and what it fetched then was kept without new ones."""
+    data, others = pattern(MIB), pattern(MIB, 1)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, others, [0])
+    left = rows(disk)
+    assert disk.drop([version.object_id])[0] == MIB
+    view = memoryview(data)
+    assert disk.keep([Verified(version, 0, view, block_sums(view))]) == 1
+    with disk.index.change() as (txn, tables):
+        for key, value in left.items():
+            txn.put(key, value, db=tables.marks)
+    kept = disk.kept(version.object_id, 0, partly=True)
+    assert kept is not None
+    assert not kept.marks
+    assert touched(disk, version, 5, 10) == data[5:10]
+    # Not even where the first block is the same.
+    changed = left[segment_key(version.object_id, 0)][:24] + block_sums(view)[:8]
+
+    def mix(value: bytearray) -> None:
+        value[: len(changed)] = changed
+
+    change(disk, version, mix)
+    kept = disk.kept(version.object_id, 0, partly=True)
+    assert kept is not None
+    assert kept.marks
+    asked.clear()
+    assert touched(disk, version, BLOCK_SIZE + 5, BLOCK_SIZE + 10) == data[BLOCK_SIZE + 5 : BLOCK_SIZE + 10]
+    assert touched(disk, version, 5, 10) == data[5:10]
+    assert asked == [QUARTER_SIZE, BLOCK_SIZE] * 2
+
+
+def test_marks_that_fit_do_not_make_wrong_bytes_right(caches: CacheMaker, place: Path) -> None:
+    """All of a chunk's bytes and marks are another's, but for the mark by which a chunk's row is known."""
+    data, others = pattern(MIB), pattern(MIB, 1)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+    (file,) = object_files(place)
+    file.write_bytes(others)
+    quarters = quarter_sums(memoryview(others))
+
+    def swap(value: bytearray) -> None:
+        value[:] = quarters
+        value[24:32] = block_sums(memoryview(data))[:8]
+
+    change(disk, version, swap)
+    for start in (BLOCK_SIZE - 50, BLOCK_SIZE, 5 * BLOCK_SIZE + QUARTER_SIZE):
+        assert touched(disk, version, start, start + 100) is None
+
+
+def test_a_record_that_is_damaged_serves_no_wrong_bytes(caches: CacheMaker) -> None:
+    """Its seal is not looked at where there are marks: a generation or a checksum that is wrong is found by reading."""
+    data = pattern(2 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+    key = segment_key(version.object_id, 0)
+    with disk.index.look() as (txn, tables):
+        whole = bytes(txn.get(key, db=tables.segments) or b"")
+    for at in (*range(HEAD.size), HEAD.size, HEAD.size + 9, HEAD.size + CHUNK_SUMS, len(whole) - 1):
+        for bit in range(8):
+            record = bytearray(whole)
+            record[at] ^= 1 << bit
+            with disk.index.change() as (txn, tables):
+                txn.put(key, bytes(record), db=tables.segments)
+            for start in (0, BLOCK_SIZE, MIB):
+                assert touched(disk, version, start, start + 50) in (None, data[start : start + 50])
+    for other in (whole[:-1], whole[:10], whole + b"x", b""):
+        with disk.index.change() as (txn, tables):
+            txn.put(key, other, db=tables.segments)
+        assert touched(disk, version, 0, 50) is None
+
+
+def test_who_has_none(caches: CacheMaker) -> None:
+    """A chunk of one block or less, and one of which parts came one by one; nor does a record grow for those."""
+    data = pattern(MIB)
+    disk = caches.open()
+    for size in (1, 5000, BLOCK_SIZE):
+        version = version_of(f"small {size}", data[:size])
+        assert keep(disk, version, data[:size], [0]) == 1
+        assert touched(disk, version, size - 1, size) == data[size - 1 : size]
+    version = version_of("parts", data)
+    for first, stop in ((0, 3), (3, 16)):
+        view = memoryview(data)[first * BLOCK_SIZE : stop * BLOCK_SIZE]
+        assert disk.keep([batches.verified(version, 0, view, quarter_sums(view), first)]) == 1
+    assert touched(disk, version, 5, 10) == data[5:10]
+    assert rows(disk) == {}
+
+
+def test_a_record_ends_with_its_last_row(caches: CacheMaker) -> None:
+    """And chunks that come later, in any order, leave the others' rows alone."""
+    data = pattern(4 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    for number, length in ((1, 2), (3, 4), (0, 4), (2, 4)):
+        assert keep(disk, version, data, [number]) == 1
+        (record,) = rows(disk).values()
+        assert len(record) == length * ROW
+        sums = [quarter_sums(memoryview(data)[n * MIB : (n + 1) * MIB]) for n in range(length)]
+        held = [n for n in range(length) if disk.kept(version.object_id, n)]
+        assert [record[n * ROW : (n + 1) * ROW] == sums[n] for n in range(length)] == [n in held for n in range(length)]
+
+
+@pytest.mark.parametrize("how", ["bury", "drop", "forget"])
+def test_they_go_with_their_segment(caches: CacheMaker, how: str) -> None:
+    """Whatever makes a segment go, of an object that is complete or not."""
+    data = pattern((SEGMENT_CHUNKS + 1) * MIB)
+    disk = caches.open()
+    complete, other = version_of("complete", data[: 2 * MIB]), version_of("other", data)
+    keep(disk, complete, data[: 2 * MIB], [0, 1])
+    keep(disk, other, data, [3, SEGMENT_CHUNKS])
+    assert len(rows(disk)) == 3
+    left: list[int] = []
+    for version in (complete, other, other):
+        match how:
+            case "bury":
+                bury(disk, 1)
+            case "drop":
+                disk.drop([version.object_id])
+            case "forget":
+                disk.forget(version)
+        left.append(len(rows(disk)))
+    assert left == ([2, 1, 0] if how == "bury" else [2, 0, 0])
+
+
+def test_fsck_takes_away_what_was_left(caches: CacheMaker, place: Path) -> None:
+    """Marks without a segment are no damage: a lazyfs that knows none has evicted it."""
+    data = pattern(2 * MIB)
+    version, gone = version_of("k", data), version_of("gone", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+    with disk.index.change() as (txn, tables):
+        txn.put(segment_key(gone.object_id, 0), bytes(ROW), db=tables.marks)
+    caches.close(disk)
+    for mend in (False, True):
+        found: Any = check(place, mend=mend, quick=False, told=lambda done, total: None)
+        assert (found.status, found.problems) == ("clean", [])
+    disk = caches.open()
+    assert list(rows(disk)) == [segment_key(version.object_id, 0)]
+
+
+def test_an_index_without_the_table(caches: CacheMaker, place: Path, asked: list[int]) -> None:
+    """One of an earlier lazyfs, opened only to be read, as a lower layer is, or to go on with."""
+    data = pattern(2 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0])
+    caches.close(disk)
+    with lmdb.open(str(place / "index"), max_dbs=16) as env:
+        table = env.open_db(b"marks")
+        with env.begin(write=True) as txn:
+            txn.drop(table)
+    reading = Index(place / "index", to_read=True, alone=True)
+    kept = reading.kept(version.object_id, 0, partly=True)
+    reading.close()
+    assert kept is not None
+    assert (kept.sums, kept.marks) == (block_sums(memoryview(data)[:MIB]), b"")
+    disk = caches.open()
+    assert touched(disk, version, 5, 10) == data[5:10]
+    assert asked == [BLOCK_SIZE]
+    assert disk.keep([verified(version, data, 1)]) == 1
+    assert touched(disk, version, MIB + 5, MIB + 10) == data[MIB + 5 : MIB + 10]
+    assert asked == [BLOCK_SIZE, QUARTER_SIZE]
