@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lazyfs.cache.index import Index
-from lazyfs.cache.objectfile import ObjectFiles
 from lazyfs.cache.marks import ROW
+from lazyfs.cache.objectfile import ObjectFiles
 from lazyfs.cache.records import CHUNK_SUMS, Run, Written
 from lazyfs.objects import CHUNK_SIZE, ObjectVersion
 from scripts.benchmarks.results import Line, at_most

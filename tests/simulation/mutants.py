@@ -70,7 +70,9 @@ MUTANTS = {
     "who waits for a chunk of a part is not woken": Edit(
         FLIGHTS, "self._wake(flight, number, None)\n        flight.done", "pass\n        flight.done"
     ),
-    "blocks that are not here are read": Edit(PARTS, "if kept and (kept.marks or not kept.lacks(start, stop))", "if kept"),
+    "blocks that are not here are read": Edit(
+        PARTS, "if kept and (kept.marks or not kept.lacks(start, stop))", "if kept"
+    ),
     "what is on disk after a part is left out": Edit(PARTS, "before + came + after", "before + came"),
     # A few bytes of a chunk.
     "a few bytes are given before they are here": Edit(FLIGHT, "or high > reach:", "or high > reach + BLOCK_SIZE:"),
