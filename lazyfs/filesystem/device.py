@@ -66,7 +66,7 @@ MOST_WAITING = 512
 """Reads that wait at once; a mapped reader's fault must not wait for another's."""
 
 AT_ONCE = 8
-"""Reads that are answered, or begun, in one turn of the loop."""
+"""Reads that are answered, or begun, in one turn of the loop; four small ones count as one, and take as long."""
 
 LARGE = 64 * 1024
 """After an answer of this size the next request is likely there already: the kernel reads ahead. After a smaller one it
@@ -181,8 +181,8 @@ class Device(trio.abc.Instrument):
             else:
                 size = self._answer(unique, answer)
                 self._done()
-            taken += 1
-            if taken == AT_ONCE:
+            taken += 4 if size >= LARGE else 1
+            if taken >= 4 * AT_ONCE:
                 taken = 0
                 await trio.lowlevel.checkpoint()
         raise trio.ClosedResourceError
