@@ -4,21 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lazyfs.cache.records import Run, chunk_size
-from lazyfs.cache.sums import of_blocks
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, ObjectVersion
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
     """A chunk whose bytes are in memory, to be kept, or the blocks of one from `block` on. `sums` are the checksums of
-    its blocks, `marks` those of their quarters, of a whole one."""
+    its blocks."""
 
     version: ObjectVersion
     number: int
     view: memoryview
     sums: bytes
     block: int = 0
-    marks: bytes = b""
 
     @property
     def end(self) -> int:
@@ -29,14 +27,6 @@ class Verified:
     def whole(self) -> bool:
         """Whether it is all of the chunk."""
         return len(self.view) == self.version.chunk_length(self.number)
-
-
-def verified(version: ObjectVersion, number: int, view: memoryview, quarters: bytes, block: int = 0) -> Verified:
-    """A chunk with the checksums that `quarter_sums` gave of its bytes, or of the blocks of it from `block` on. One of
-    no more than a block has no marks: to read a quarter of it would save nothing worth a record."""
-    whole = len(view) == version.chunk_length(number)
-    marks = quarters if whole and len(view) > BLOCK_SIZE else b""
-    return Verified(version, number, view, of_blocks(quarters), block, marks)
 
 
 def size_on_disk(chunk: Verified) -> int:

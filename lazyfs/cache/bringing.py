@@ -6,10 +6,9 @@ Must not know who wants them there. Loop thread only.
 from collections.abc import Sequence
 from typing import Protocol
 
-from lazyfs.cache.batches import verified
-from lazyfs.cache.disk import Disk
+from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Chunk, Memory
-from lazyfs.cache.sums import quarter_sums
+from lazyfs.cache.sums import block_sums
 from lazyfs.cache.writer import Writer
 from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
 
@@ -54,5 +53,5 @@ async def _bring(
         found = memory.get((version.object_id, number))
         # A pinned one waits to be written already, or somebody is about to read it.
         if found is not None and found.pins == 0 and disk.kept(version.object_id, number) is None:
-            writer.put(verified(version, number, found.view, quarter_sums(found.view)), found)
+            writer.put(Verified(version, number, found.view, block_sums(found.view)), found)
     await writer.settled()

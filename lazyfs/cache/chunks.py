@@ -18,6 +18,7 @@ from lazyfs.cache.bringing import bring
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.flights import Flights
 from lazyfs.cache.forgetting import forget
+from lazyfs.cache.marker import Marker
 from lazyfs.cache.memory import Chunk, Memory
 from lazyfs.cache.parts import Parts
 from lazyfs.cache.records import Kept
@@ -73,8 +74,14 @@ class ChunkCache:
             nursery=nursery,
             made_room=self._made_room,
         )
+        self.marker = Marker(mark=disk.mark, workers=workers, reads=lambda: sum(self.looks) + len(self._flights))
         self._parts = Parts(
-            disk=disk, flights=self._flights, writer=self.writer, workers=workers, copies=self._copies
+            disk=disk,
+            flights=self._flights,
+            writer=self.writer,
+            marker=self.marker,
+            workers=workers,
+            copies=self._copies,
         )
         self.barred = Barred()
         self._waits = Waits(flights=self._flights, memory=memory, launch=self.launch, ways=ways)
@@ -92,6 +99,7 @@ class ChunkCache:
             corrupt=flights.corrupt,
             kept=writer.kept,
             unkept=writer.unkept,
+            unmarked=len(self.marker),
         )
 
     @property

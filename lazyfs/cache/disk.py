@@ -191,9 +191,12 @@ class Disk:
         return readback.read(self._files, version, first, kept, into)
 
     def read_part(self, version: ObjectVersion, number: int, kept: Kept, start: int, stop: int) -> bytes | None:
-        """Bytes [start, stop) of one chunk, reading and verifying only the blocks they lie in; None if wrong.
-        Blocks."""
+        """Bytes [start, stop) of one chunk, reading and verifying no more than their blocks; None if wrong. Blocks."""
         return readback.read_part(self._files, self._scratch, version, number, kept, start, stop)
+
+    def mark(self, version: ObjectVersion, numbers: Sequence[int]) -> None:
+        """Make marks of those of these chunks that are here as a whole, right, and without. Blocks."""
+        readback.mark(self._files, self._scratch, self._index, version, numbers)
 
     def below(self, version: ObjectVersion) -> int:
         """Bytes of the version, to a chunk, that are in a lower layer and take no room here."""
@@ -234,7 +237,7 @@ class Disk:
                     file, of = self._files.to_write(members[0].version, run.generation), run.object_id
                 offset = run.first * CHUNK_SIZE + members[0].block * BLOCK_SIZE
                 file.write(offset, [chunk.view for chunk in members])
-                written += [Written(c.version, run.generation, c.number, c.sums, c.block, c.marks) for c in members]
+                written += [Written(c.version, run.generation, c.number, c.sums, c.block) for c in members]
         except OSError as error:
             self._index.settle(self._directory.daemon, written)
             self._dig_if_alone()

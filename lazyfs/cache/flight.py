@@ -38,9 +38,8 @@ class Flight:
     """Chunks [first, stop) of a version; `landed` of them are in memory; once it is `over` no more will be, and
     `error` says why.
 
-    `sums` are the checksums of the chunks that are complete, in order, by quarters; of what came from disk nothing. A
-    worker thread appends, the loop reads. They land when somebody looks for one of them, when the loop is told, and at
-    the end.
+    `sums` are the checksums of the chunks that are complete, in order: a worker thread appends, the loop reads. They
+    land when somebody looks for one of them, when the loop is told, and at the end.
 
     One of a `part` brings adjacent blocks from `block` of its first chunk on. What landed, its `pieces`, is pinned
     until the end, when who waits for `done` finds all of it in `came`. A piece that is not all of its chunk is kept

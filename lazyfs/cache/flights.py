@@ -17,13 +17,12 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from lazyfs.cache.batches import verified
-from lazyfs.cache.disk import Disk
+from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.flight import Flight, aside
 from lazyfs.cache.memory import Chunk, Key, Memory
 from lazyfs.cache.records import Kept
 from lazyfs.cache.shares import DISK, Shares
-from lazyfs.cache.sums import quarter_sums
+from lazyfs.cache.sums import block_sums
 from lazyfs.cache.threads import Workers
 from lazyfs.cache.writer import Writer
 from lazyfs.errors import LazyfsError
@@ -193,7 +192,7 @@ class Flights:
                 await self.found_wrong(flight.version, number, one)
                 return False
             flight.received[0] += len(flight.views[offset])
-            flight.sums.append(b"")  # it is not written again
+            flight.sums.append(one.sums)
             self.disk_hits += 1
             self.disk_bytes += len(flight.views[offset])
             self._writer.touch(flight.version, number)
@@ -218,7 +217,7 @@ class Flights:
             done = len(flight.sums) - begin
             if done < len(ends) and count >= ends[done]:
                 while done < len(ends) and count >= ends[done]:
-                    flight.sums.append(quarter_sums(views[done]))
+                    flight.sums.append(block_sums(views[done]))
                     done += 1
                 # In this order: who waits looks once more after he is in `waiting`, so one of the two sees the other.
                 # As with `few`.
@@ -258,7 +257,7 @@ class Flights:
             await get(1, cut, len(view), flight.claim)
         if errors:
             raise errors[0]
-        flight.sums.append(quarter_sums(view))
+        flight.sums.append(block_sums(view))
         self._land(flight)
 
     def _land(self, flight: Flight, *, fresh: bool = True) -> None:
@@ -278,9 +277,9 @@ class Flights:
                 self._memory.use(key, chunk, to_end=True)
             flight.landed += 1
             if fresh:
-                self.misses += 1
                 block = 0 if place else flight.block
-                self._writer.put(verified(flight.version, number, chunk.view, flight.sums[place], block), chunk)
+                self.misses += 1
+                self._writer.put(Verified(flight.version, number, chunk.view, flight.sums[place], block), chunk)
             if flight.part:
                 self._memory.pin(chunk)
                 flight.pieces.append((key, chunk))

@@ -39,7 +39,7 @@ import lmdb
 
 from lazyfs.cache.answer import Answer
 from lazyfs.cache.ledger import USED, Ledger, Lent, not_lent
-from lazyfs.cache.marks import kept_in
+from lazyfs.cache.marks import kept_in, put
 from lazyfs.cache.records import (
     HEAD,
     OBJECT,
@@ -259,6 +259,11 @@ class Index:
                     if txn.get(key, db=objects) is None:
                         txn.delete(key, db=self._verdicts)
             txn.put(object_id, packed, db=self._verdicts)
+
+    def put_marks(self, object_id: bytes, marks: dict[int, bytes]) -> None:
+        """Keep the marks of these chunks, by number."""
+        with self._transaction() as txn:
+            put(txn, self._tables.marks, object_id, marks)
 
     def put_listings(self, packed: dict[bytes, bytes]) -> None:
         """Keep listings under their keys, all or none."""

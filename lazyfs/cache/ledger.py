@@ -14,7 +14,6 @@ Must not know lmdb itself (a transaction is given), paths or descriptors.
 
 from collections.abc import Callable, Iterable, Iterator
 
-from lazyfs.cache import marks
 from lazyfs.cache.answer import Answer
 from lazyfs.cache.pins import PinSet, apart, is_apart, load
 from lazyfs.cache.records import (
@@ -179,7 +178,6 @@ class Ledger:
             counted.append((chunk.number, 0 if partly else chunk_size(chunk.version.size, chunk.number)))
         if counted:
             self._put_segment(key, generation, (last_use, now), present, bytes(sums))
-            marks.put(self._txn, self._at.marks, key, chunks)
         if present != bits:
             self._put_present(chunks[0].version.object_id, found, present.bit_count() - bits.bit_count())
         return counted

@@ -1,20 +1,20 @@
-"""Marks: what the checksum of each block has come to after each of its quarters, of chunks that were kept whole. With
-them a touch of 4 KiB reads a quarter of a block, and verifies it.
+"""Marks: what the checksum of each block has come to after each of its quarters, of chunks that are here whole. With
+them a touch of 4 KiB reads a quarter of a block, and verifies it. `marker.py` says when they are made.
 
 They are advice, and need no seal: the last of a block's four is the block's own checksum, so a row that stayed behind
 when its chunk changed, under a lazyfs that knows nothing of marks, is seen to be another's; then, and where a quarter
-does not agree with them, the whole block is read and compared. A chunk of one block, or of which parts were kept one by
-one, has none.
+does not agree with them, the whole block is read and compared. A chunk of no more than a block has none.
 
 The rows of a segment are one record, which ends with the last one: 32 KiB if the segment is full, and what a single
 small chunk would take if each had a record as long. Must not know lmdb itself (a transaction is given), nor where bytes
 are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
-from lazyfs.cache.records import CHUNK_SUMS, HEAD, SUMS_SIZE, Kept, Record, Written, is_part, sound
+from lazyfs.cache.records import CHUNK_SUMS, HEAD, SUMS_SIZE, Kept, Record, is_part, segment_key, sound
 from lazyfs.cache.tables import Transaction
 from lazyfs.objects import BLOCKS_PER_CHUNK, SEGMENT_CHUNKS
 
@@ -22,17 +22,16 @@ ROW = BLOCKS_PER_CHUNK * 4 * 8
 """Bytes of one chunk: four checksums of 8 bytes for each block."""
 
 
-def put(txn: Transaction, table: Any, key: bytes, chunks: Iterable[Written]) -> None:
-    """Keep the marks of these chunks of the segment that has this key."""
-    marked = [chunk for chunk in chunks if chunk.marks]
-    if not marked:
-        return
-    rows = bytearray(txn.get(key, db=table) or b"")
-    for chunk in marked:
-        begin = chunk.number % SEGMENT_CHUNKS * ROW
-        rows.extend(bytes(max(0, begin + ROW - len(rows))))
-        rows[begin : begin + ROW] = chunk.marks.ljust(ROW, b"\0")
-    txn.put(key, bytes(rows), db=table)
+def put(txn: Transaction, table: Any, object_id: bytes, marks: Mapping[int, bytes]) -> None:
+    """Keep the marks of these chunks of an object, by number."""
+    for segment, numbers in groupby(sorted(marks), lambda number: number // SEGMENT_CHUNKS):
+        key = segment_key(object_id, segment)
+        rows = bytearray(txn.get(key, db=table) or b"")
+        for number in numbers:
+            begin = number % SEGMENT_CHUNKS * ROW
+            rows.extend(bytes(max(0, begin + ROW - len(rows))))
+            rows[begin : begin + ROW] = marks[number].ljust(ROW, b"\0")
+        txn.put(key, bytes(rows), db=table)
 
 
 def kept_in(txn: Transaction, table: Any, key: bytes, record: Record, place: int, *, partly: bool) -> Kept | None:

@@ -16,6 +16,7 @@ import trio
 
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.flights import Flights
+from lazyfs.cache.marker import Marker
 from lazyfs.cache.records import Kept
 from lazyfs.cache.threads import Workers
 from lazyfs.cache.writer import Writer
@@ -37,9 +38,17 @@ class Parts:
     """Parts of chunks, by way of the flights of a cache."""
 
     def __init__(
-        self, *, disk: Disk, flights: Flights, writer: Writer, workers: Workers, copies: Mapping[str, trio.Semaphore]
+        self,
+        *,
+        disk: Disk,
+        flights: Flights,
+        writer: Writer,
+        marker: Marker,
+        workers: Workers,
+        copies: Mapping[str, trio.Semaphore],
     ) -> None:
         """`copies`: how many reads of each origin may hold a copy while they wait for more."""
+        self._marker = marker
         self._copies = copies
         self._disk = disk
         self._flights = flights
@@ -52,7 +61,7 @@ class Parts:
         if kept is None:
             return None
         part = self._workers.here(self._disk.read_part, version, number, kept, start, stop)
-        return None if part is None else self._took(version, number, part)
+        return None if part is None else self._took(version, number, kept, part)
 
     async def touch(self, version: ObjectVersion, number: int, start: int, stop: int) -> bytes | None:
         """The same in a thread while the disk is slow. None also of damaged bytes, which are forgotten then."""
@@ -63,7 +72,7 @@ class Parts:
         if part is None:
             await self._flights.found_wrong(version, number, kept, start, stop)
             return None
-        return self._took(version, number, part)
+        return self._took(version, number, kept, part)
 
     def apart(self, version: ObjectVersion, start: int, stop: int) -> bool:
         """Whether bytes [start, stop) lie in two adjacent chunks that are not both on disk. If they are, both are read
@@ -124,7 +133,7 @@ class Parts:
             if part is None:
                 await self._flights.found_wrong(version, *one)
                 return None
-            found.append(self._took(version, one[0], part))
+            found.append(self._took(version, one[0], one[1], part))
         return b"".join(found)
 
     def _read_parts(self, version: ObjectVersion, wanted: list[tuple[int, Kept, int, int]]) -> list[bytes | None]:
@@ -138,8 +147,10 @@ class Parts:
         kept = self._disk.kept(version.object_id, number, partly=True)
         return kept if kept and (kept.marks or not kept.lacks(start, stop)) else None
 
-    def _took(self, version: ObjectVersion, number: int, part: bytes) -> bytes:
+    def _took(self, version: ObjectVersion, number: int, kept: Kept, part: bytes) -> bytes:
         """These bytes of a chunk came from disk."""
+        if not kept.marks and version.chunk_length(number) > BLOCK_SIZE:
+            self._marker.touched(version, number)
         self._flights.disk_hits += 1
         self._flights.disk_bytes += len(part)
         self._writer.touch(version, number)

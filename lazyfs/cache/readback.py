@@ -6,9 +6,10 @@ Must not know which index that is, nor what becomes of a chunk that is wrong. Bl
 import logging
 from collections.abc import Sequence
 
+from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.records import ABSENT, Kept
-from lazyfs.cache.sums import block_sums, crc_on
+from lazyfs.cache.sums import block_sums, crc_on, of_blocks, quarter_sums
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, QUARTER_SIZE, ObjectVersion
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,23 @@ def _by_marks(
             return None
         at = end
     return bytes(view[start - low : stop - low])
+
+
+def mark(
+    files: ObjectFiles, scratch: Scratch, index: Index, version: ObjectVersion, numbers: Sequence[int]
+) -> None:
+    """Make marks of those of these chunks that are here as a whole. One of which the bytes do not agree with its
+    checksums is left to who reads it."""
+    found: dict[int, bytes] = {}
+    for number in numbers:
+        kept, view = index.kept(version.object_id, number), scratch.view(version.chunk_length(number))
+        if kept is None or not filled(files, version.object_id, kept.generation, number * CHUNK_SIZE, [view]):
+            continue
+        quarters = quarter_sums(view)
+        if of_blocks(quarters) == kept.sums[: _sums_length(view)]:
+            found[number] = quarters
+    if found:
+        index.put_marks(version.object_id, found)
 
 
 def blocks_right(

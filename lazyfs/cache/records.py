@@ -73,15 +73,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A chunk whose bytes are in its object file, to be counted as present, with its marks if it has such; or the
-    blocks of one from `block` on."""
+    """A chunk whose bytes are in its object file, to be counted as present; or the blocks of one from `block` on."""
 
     version: ObjectVersion
     generation: int
     number: int
     sums: bytes
     block: int = 0
-    marks: bytes = b""
 
 
 def object_record(generation: int, version: ObjectVersion) -> bytes:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ChunkStatistics:
-    """Chunks since the start. Reads by where they were found; corrupt: wrong on disk; unkept: not written to disk."""
+    """Chunks since the start. Reads by where they were found; corrupt: wrong on disk; unkept: not written to disk; and
+    how many are to get marks when nobody reads."""
 
     memory_hits: int
     disk_hits: int
@@ -14,3 +15,4 @@ class ChunkStatistics:
     corrupt: int
     kept: int
     unkept: int
+    unmarked: int

@@ -10,13 +10,7 @@ from array import array
 
 from awscrt.checksums import combine_crc64nvme, crc64nvme
 
-from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, QUARTER_SIZE
-
-QUARTERS = [
-    [slice(at, at + QUARTER_SIZE) for at in range(block, block + BLOCK_SIZE, QUARTER_SIZE)]
-    for block in range(0, CHUNK_SIZE, BLOCK_SIZE)
-]
-"""Where the quarters of each block of a chunk are."""
+from lazyfs.objects import BLOCK_SIZE, QUARTER_SIZE
 
 
 def block_sums(view: memoryview) -> bytes:
@@ -26,14 +20,13 @@ def block_sums(view: memoryview) -> bytes:
 
 def quarter_sums(view: memoryview) -> bytes:
     """For each block of a chunk the checksums of its first quarter, of its first two, of three, and of all of it, 8
-    bytes each; where the block ends before, those of what there is. Each byte is read once, since a CRC goes on with
-    another: 48 calls more than `block_sums` has cost 13 us a MiB."""
+    bytes each; where the block ends before, those of what there is."""
     found: list[int] = []
-    for first, second, third, fourth in QUARTERS[: -(-len(view) // BLOCK_SIZE)]:
-        found.append(crc := crc64nvme(view[first]))
-        found.append(crc := crc64nvme(view[second], crc))
-        found.append(crc := crc64nvme(view[third], crc))
-        found.append(crc64nvme(view[fourth], crc))
+    for block in range(0, len(view), BLOCK_SIZE):
+        crc = 0
+        for quarter in range(block, block + BLOCK_SIZE, QUARTER_SIZE):
+            crc = crc64nvme(view[quarter : quarter + QUARTER_SIZE], crc)
+            found.append(crc)
     return array("Q", found).tobytes()
 
 

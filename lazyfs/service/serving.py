@@ -89,6 +89,7 @@ async def _live(
         nursery.start_soon(_run_session, session, reads, stop, ended)
         nursery.start_soon(_stop_when_unmounted, session, stop)
         nursery.start_soon(mount.chunks.writer.run)
+        nursery.start_soon(mount.chunks.marker.run)
         nursery.start_soon(mount.store.watch)
         if successor is not None:
             await mount.operations.begun.wait()

@@ -23,6 +23,9 @@ from scripts.benchmarks.walks import PROCESSES
 
 COLD_TOUCHES = 64
 WARM_TOUCHES = 2000
+EARLIER = 100
+"""Seeds of touches that are not measured."""
+
 PATIENCE = 180.0
 """Seconds for one program on a peer: it may hang, and the run shall end."""
 
@@ -103,6 +106,7 @@ class Side:
                 self.settle(mount)
                 if turn == 0:
                     stage.verify(path, stage.file)
+                self.touch_before(mount, turn)
             with self.mounted(cache) as mount:
                 stage.drop_caches()
                 disk = self._rate(stage.work("read", path=str(path)))
@@ -151,6 +155,12 @@ class Side:
         if found["bytes"] != self.stage.size:
             raise WrongBytes(f"{self.name}: {found['bytes']} bytes of {self.stage.size}")
         return float(found["bytes"]) / float(found["seconds"]) / 1e9
+
+    def touch_before(self, mount: Mount, turn: int) -> None:
+        """The file was touched at other places before: lazyfs prepares for more of that when nobody reads."""
+        self.stage.drop_caches()
+        touches(self.stage, mount.path / FILE, WARM_TOUCHES, EARLIER + turn)
+        self.settle(mount)
 
     def settle(self, mount: Mount) -> None:
         """Wait until nothing is on its way, where that can be asked."""
@@ -252,11 +262,12 @@ class WarmTouches(Row):
             kept = [caches.enter_context(stage.new_cache(f"cache-{side.name}")) for side in sides]
             for side, cache in zip(sides, kept, strict=True):
                 # What a slow disk could not follow was not kept, and is by the second reading.
-                for _ in range(2):
+                for turn in range(2):
                     with side.mounted(cache) as mount:
                         stage.drop_caches()
                         stage.work("read", path=str(mount.path / FILE))
                         side.settle(mount)
+                        side.touch_before(mount, turn)
             found = in_turns(
                 stage.repeat,
                 *(

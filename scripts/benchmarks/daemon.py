@@ -109,9 +109,9 @@ class Mounted(Watched):
         return dict(json.loads(os.getxattr(self.path, "user.lazyfs.stats")))
 
     def settle(self) -> dict[str, Any]:
-        """Wait until nothing is on its way into memory or onto the disk; the counters then."""
+        """Wait until nothing is on its way into memory or onto the disk, or waits for nobody to read; the counters."""
         deadline = time.monotonic() + SETTLE_TIMEOUT
-        while (found := self.stats())["memory"]["lent"] or found["memory"]["pinned"]:
+        while (found := self.stats())["memory"]["lent"] or found["memory"]["pinned"] or found["chunks"]["unmarked"]:
             if time.monotonic() > deadline:
                 raise MountFailed(f"after {SETTLE_TIMEOUT:.0f} s, bytes are still on their way: {found['memory']}")
             time.sleep(0.02)

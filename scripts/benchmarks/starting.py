@@ -33,7 +33,8 @@ def fill(cache: Path, place: str, *, objects: int = OBJECTS, chunks: int = CHUNK
         sums, marks = os.urandom(CHUNK_SUMS), os.urandom(ROW)
         if not index.claim(0, [Run(version.object_id, generation, 0, chunks)], version.size, 1 << 62):
             raise RuntimeError("the index does not take the chunks that it shall have")
-        index.settle(0, [Written(version, generation, chunk, sums, 0, marks) for chunk in range(chunks)])
+        index.settle(0, [Written(version, generation, chunk, sums) for chunk in range(chunks)])
+        index.put_marks(version.object_id, dict.fromkeys(range(chunks), marks))  # as if all of it had been touched
         path = files.path(version.object_id, generation)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.touch(mode=0o600)

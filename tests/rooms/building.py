@@ -7,10 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lazyfs.cache import batches
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk, Verified
-from lazyfs.cache.sums import quarter_sums
+from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import CHUNK_SIZE, ObjectVersion
 
@@ -30,7 +29,7 @@ def version_of(key: str, data: bytes, etag: str = '"1"') -> ObjectVersion:
 def verified(version: ObjectVersion, data: bytes, number: int) -> Verified:
     """Chunk `number` of an object that holds `data`, ready to be kept."""
     view = memoryview(data)[number * CHUNK_SIZE : number * CHUNK_SIZE + version.chunk_length(number)]
-    return batches.verified(version, number, view, quarter_sums(view))
+    return Verified(version, number, view, block_sums(view))
 
 
 def keep(disk: Disk, version: ObjectVersion, data: bytes, numbers: Sequence[int]) -> int:

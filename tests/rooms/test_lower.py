@@ -109,9 +109,11 @@ def test_what_the_layer_has_is_read_from_it(opened: Callable[[], LayeredDisk], l
 
 
 def test_a_touch_of_the_layer_reads_a_quarter(
-    opened: Callable[[], LayeredDisk], monkeypatch: pytest.MonkeyPatch
+    opened: Callable[[], LayeredDisk], layer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one of the cache itself does; for who wants the chunk nothing changes."""
+    """If it was marked when it was a cache; for who wants the chunk nothing changes."""
+    with CacheMaker(layer) as maker:
+        maker.open().mark(VERSION, [0, 1, 2])
     disk, asked, real = opened(), [], os.preadv
 
     def preadv(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:

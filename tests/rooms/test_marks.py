@@ -1,22 +1,32 @@
-"""Marks: a touch of a chunk that was kept whole reads a quarter of a block, and what that is compared with."""
+"""Marks: a touch of a chunk that has them reads a quarter of a block, what that is compared with, and who gets them."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 import pytest
+import trio
+import trio.testing
 
-from lazyfs.cache import batches
+from lazyfs.cache import marker
 from lazyfs.cache.checking import check
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.index import Index
+from lazyfs.cache.marker import MOST, PAUSE, TOGETHER, Marker
 from lazyfs.cache.marks import ROW
 from lazyfs.cache.records import CHUNK_SUMS, HEAD, segment_key
 from lazyfs.cache.sums import block_sums, of_blocks, quarter_sums
+from lazyfs.cache.threads import DiskThreads
+from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, KIB, MIB, QUARTER_SIZE, SEGMENT_CHUNKS, ObjectVersion
-from tests.rooms.building import CacheMaker, bury, keep, object_files, pattern, verified, version_of
+from tests.rooms.building import CacheMaker, bury, keep, object_files, pattern, version_of
+from tests.rooms.caching import caching
+from tests.rooms.memory_store import MemoryStore
+
+T = TypeVar("T")
 
 TAIL = BLOCK_SIZE + QUARTER_SIZE + 777
 """Bytes of a last chunk: a block, a quarter, and a little of the next one."""
@@ -42,6 +52,13 @@ def touched(disk: Disk, version: ObjectVersion, start: int, stop: int) -> bytes 
     kept = disk.kept(version.object_id, number, partly=True)
     base = number * CHUNK_SIZE
     return None if kept is None else disk.read_part(version, number, kept, start - base, stop - base)
+
+
+def keep_marked(disk: Disk, version: ObjectVersion, data: bytes, numbers: Sequence[int]) -> int:
+    """Put these chunks on disk, with marks; how many were kept."""
+    kept = keep(disk, version, data, numbers)
+    disk.mark(version, numbers)
+    return kept
 
 
 def rows(disk: Disk) -> dict[bytes, bytes]:
@@ -105,9 +122,10 @@ def test_a_touch_reads_the_quarters_that_it_lies_in(
     data = pattern(CHUNK_SIZE + TAIL)
     version = version_of("k", data)
     disk = caches.open()
-    assert keep(disk, version, data, [0, 1]) == 2
+    assert keep_marked(disk, version, data, [0, 1]) == 2
     caches.close(disk)
     disk = caches.open()
+    asked.clear()
     assert touched(disk, version, start, stop) == data[start:stop]
     assert asked == read
 
@@ -117,7 +135,7 @@ def test_damage_beside_a_quarter_does_not_matter_to_it(caches: CacheMaker, place
     data = pattern(MIB)
     version = version_of("k", data)
     disk = caches.open()
-    keep(disk, version, data, [0])
+    keep_marked(disk, version, data, [0])
     damage(place, QUARTER_SIZE + 9)
     assert touched(disk, version, QUARTER_SIZE, QUARTER_SIZE + 4096) is None
     assert touched(disk, version, 0, QUARTER_SIZE + 1) is None
@@ -131,12 +149,13 @@ def test_marks_that_are_wrong_cost_a_second_read(caches: CacheMaker, asked: list
     data = pattern(MIB)
     version = version_of("k", data)
     disk = caches.open()
-    keep(disk, version, data, [0])
+    keep_marked(disk, version, data, [0])
 
     def flip(value: bytearray) -> None:
         value[BLOCK_SIZE // QUARTER_SIZE * 8 + place_of_mark * 8] ^= 1
 
     change(disk, version, flip)
+    asked.clear()
     for quarter in range(4):
         start = BLOCK_SIZE + quarter * QUARTER_SIZE
         assert touched(disk, version, start, start + 9) == data[start : start + 9]
@@ -149,7 +168,7 @@ def test_marks_of_other_bytes_are_not_believed(caches: CacheMaker, asked: list[i
     data, others = pattern(MIB), pattern(MIB, 1)
     version = version_of("k", data)
     disk = caches.open()
-    keep(disk, version, others, [0])
+    keep_marked(disk, version, others, [0])
     left = rows(disk)
     assert disk.drop([version.object_id])[0] == MIB
     view = memoryview(data)
@@ -182,7 +201,7 @@ def test_marks_that_fit_do_not_make_wrong_bytes_right(caches: CacheMaker, place:
     data, others = pattern(MIB), pattern(MIB, 1)
     version = version_of("k", data)
     disk = caches.open()
-    keep(disk, version, data, [0])
+    keep_marked(disk, version, data, [0])
     (file,) = object_files(place)
     file.write_bytes(others)
     quarters = quarter_sums(memoryview(others))
@@ -201,7 +220,7 @@ def test_a_record_that_is_damaged_serves_no_wrong_bytes(caches: CacheMaker) -> N
     data = pattern(2 * MIB)
     version = version_of("k", data)
     disk = caches.open()
-    keep(disk, version, data, [0])
+    keep_marked(disk, version, data, [0])
     key = segment_key(version.object_id, 0)
     with disk.index.look() as (txn, tables):
         whole = bytes(txn.get(key, db=tables.segments) or b"")
@@ -219,20 +238,20 @@ def test_a_record_that_is_damaged_serves_no_wrong_bytes(caches: CacheMaker) -> N
         assert touched(disk, version, 0, 50) is None
 
 
-def test_who_has_none(caches: CacheMaker) -> None:
-    """A chunk of one block or less, and one of which parts came one by one; nor does a record grow for those."""
-    data = pattern(MIB)
+def test_who_has_none(caches: CacheMaker, place: Path) -> None:
+    """A chunk that nobody asked marks for, one that is not here, one that is here in part, and one that is damaged."""
+    data = pattern(5 * MIB)
+    version = version_of("k", data)
     disk = caches.open()
-    for size in (1, 5000, BLOCK_SIZE):
-        version = version_of(f"small {size}", data[:size])
-        assert keep(disk, version, data[:size], [0]) == 1
-        assert touched(disk, version, size - 1, size) == data[size - 1 : size]
-    version = version_of("parts", data)
-    for first, stop in ((0, 3), (3, 16)):
-        view = memoryview(data)[first * BLOCK_SIZE : stop * BLOCK_SIZE]
-        assert disk.keep([batches.verified(version, 0, view, quarter_sums(view), first)]) == 1
-    assert touched(disk, version, 5, 10) == data[5:10]
+    keep(disk, version, data, [0, 3])
+    view = memoryview(data)[2 * MIB : 2 * MIB + 3 * BLOCK_SIZE]
+    assert disk.keep([Verified(version, 2, view, block_sums(view))]) == 1
+    damage(place, 3 * MIB + 5)
+    disk.mark(version, [1, 2, 3])
+    disk.mark(version_of("other", data), [0])
     assert rows(disk) == {}
+    for start in (0, 2 * MIB):
+        assert touched(disk, version, start, start + 5) == data[start : start + 5]
 
 
 def test_a_record_ends_with_its_last_row(caches: CacheMaker) -> None:
@@ -241,7 +260,7 @@ def test_a_record_ends_with_its_last_row(caches: CacheMaker) -> None:
     version = version_of("k", data)
     disk = caches.open()
     for number, length in ((1, 2), (3, 4), (0, 4), (2, 4)):
-        assert keep(disk, version, data, [number]) == 1
+        assert keep_marked(disk, version, data, [number]) == 1
         (record,) = rows(disk).values()
         assert len(record) == length * ROW
         sums = [quarter_sums(memoryview(data)[n * MIB : (n + 1) * MIB]) for n in range(length)]
@@ -255,8 +274,8 @@ def test_they_go_with_their_segment(caches: CacheMaker, how: str) -> None:
     data = pattern((SEGMENT_CHUNKS + 1) * MIB)
     disk = caches.open()
     complete, other = version_of("complete", data[: 2 * MIB]), version_of("other", data)
-    keep(disk, complete, data[: 2 * MIB], [0, 1])
-    keep(disk, other, data, [3, SEGMENT_CHUNKS])
+    keep_marked(disk, complete, data[: 2 * MIB], [0, 1])
+    keep_marked(disk, other, data, [3, SEGMENT_CHUNKS])
     assert len(rows(disk)) == 3
     left: list[int] = []
     for version in (complete, other, other):
@@ -276,7 +295,7 @@ def test_fsck_takes_away_what_was_left(caches: CacheMaker, place: Path) -> None:
     data = pattern(2 * MIB)
     version, gone = version_of("k", data), version_of("gone", data)
     disk = caches.open()
-    keep(disk, version, data, [0])
+    keep_marked(disk, version, data, [0])
     with disk.index.change() as (txn, tables):
         txn.put(segment_key(gone.object_id, 0), bytes(ROW), db=tables.marks)
     caches.close(disk)
@@ -292,7 +311,7 @@ def test_an_index_without_the_table(caches: CacheMaker, place: Path, asked: list
     data = pattern(2 * MIB)
     version = version_of("k", data)
     disk = caches.open()
-    keep(disk, version, data, [0])
+    keep_marked(disk, version, data, [0])
     caches.close(disk)
     with lmdb.open(str(place / "index"), max_dbs=16) as env:
         table = env.open_db(b"marks")
@@ -304,8 +323,128 @@ def test_an_index_without_the_table(caches: CacheMaker, place: Path, asked: list
     assert kept is not None
     assert (kept.sums, kept.marks) == (block_sums(memoryview(data)[:MIB]), b"")
     disk = caches.open()
+    asked.clear()
     assert touched(disk, version, 5, 10) == data[5:10]
     assert asked == [BLOCK_SIZE]
-    assert disk.keep([verified(version, data, 1)]) == 1
+    assert keep_marked(disk, version, data, [1]) == 1
+    asked.clear()
     assert touched(disk, version, MIB + 5, MIB + 10) == data[MIB + 5 : MIB + 10]
-    assert asked == [BLOCK_SIZE, QUARTER_SIZE]
+    assert asked == [QUARTER_SIZE]
+
+
+# ---- when they are made
+
+
+async def test_who_touches_what_is_on_disk_finds_marks_there_the_next_time(
+    caches: CacheMaker, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that was touched is marked when nobody reads any more; none that was read through, or has one block."""
+    monkeypatch.setattr(marker, "PAUSE", 0.0)
+    store, disk, data = MemoryStore(), caches.open(), pattern(3 * MIB + BLOCK_SIZE)
+    version = store.put("k", data)
+    keep(disk, version, data, range(4))
+    async with caching(store, disk) as cache, trio.open_nursery() as nursery:
+        for start in (MIB + 9, 3 * MIB + 9):
+            assert await cache.read(version, start, start + 9) == data[start : start + 9]
+        await cache.read(version, 0, MIB)
+        assert cache.statistics().unmarked == 1
+        assert rows(disk) == {}
+        nursery.start_soon(cache.marker.run)
+        while cache.statistics().unmarked:
+            await trio.testing.wait_all_tasks_blocked()
+        (record,) = rows(disk).values()
+        assert [bool(record[at : at + ROW].strip(b"\0")) for at in range(0, len(record), ROW)] == [False, True]
+        asked.clear()
+        assert await cache.read(version, MIB + 90_000, MIB + 90_009) == data[MIB + 90_000 : MIB + 90_009]
+        assert (asked, cache.statistics().unmarked) == ([QUARTER_SIZE], 0)
+        assert store.gets() == []
+        nursery.cancel_scope.cancel()
+
+
+class Marking:
+    """What a marker had marked, and when, while `reads` is the number of reads so far; as many as `disturbed` come with
+    the next chunks that are marked."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.marked: list[tuple[str, list[int]]] = []
+        self.times: list[float] = []
+        self.disturbed = 0
+        self.fails = False
+
+    def mark(self, version: ObjectVersion, numbers: Sequence[int]) -> None:
+        """See `Marker`."""
+        self.marked.append((version.key, list(numbers)))
+        self.times.append(trio.current_time())
+        self.reads += self.disturbed
+        self.disturbed = 0
+        if self.fails:
+            raise CacheUnavailable("full")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Marker]:
+        """A marker that runs for a while."""
+        async with trio.open_nursery() as nursery:
+            made = Marker(mark=self.mark, workers=Inline(), reads=lambda: self.reads)
+            nursery.start_soon(made.run)
+            yield made
+            nursery.cancel_scope.cancel()
+
+
+class Inline(DiskThreads):
+    """Workers that have no threads."""
+
+    async def write(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Workers.write`."""
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+
+async def test_nothing_is_marked_while_somebody_reads(autojump_clock: trio.testing.MockClock) -> None:
+    """However long that is; and a read between two batches makes the second one wait."""
+    marking, version = Marking(), version_of("k", b"")
+    async with marking.running() as running:
+        for number in range(2 * TOGETHER + 1):
+            running.touched(version, 2 * TOGETHER - number)
+        for _ in range(100):
+            marking.reads += 1
+            await trio.sleep(PAUSE * 0.9)
+        assert marking.marked == []
+        marking.disturbed = 1
+        began = trio.current_time()
+        await trio.sleep(10 * PAUSE)
+        assert marking.marked == [
+            ("k", list(range(TOGETHER + 1, 2 * TOGETHER + 1))), ("k", list(range(1, TOGETHER + 1))), ("k", [0]),
+        ]  # fmt: skip
+        first, second, third = (at - began for at in marking.times)
+        assert 0 < first <= PAUSE
+        assert second - first >= PAUSE
+        assert third == second
+        assert len(running) == 0
+
+
+async def test_each_version_by_itself_and_a_disk_that_fails(autojump_clock: trio.testing.MockClock) -> None:
+    """What could not be marked is not tried again until it is touched again, and the rest is."""
+    marking, one, other = Marking(), version_of("one", b""), version_of("other", b"")
+    marking.fails = True
+    async with marking.running() as running:
+        for version, number in ((one, 3), (other, 5), (one, 1), (one, 3)):
+            running.touched(version, number)
+        await trio.sleep(3 * PAUSE)
+        assert marking.marked == [("one", [1, 3]), ("other", [5])]
+        assert len(running) == 0
+        await trio.sleep(100 * PAUSE)
+        running.touched(one, 3)
+        await trio.sleep(3 * PAUSE)
+        assert marking.marked[2:] == [("one", [3])]
+
+
+async def test_the_oldest_touches_are_forgotten(autojump_clock: trio.testing.MockClock) -> None:
+    """So that what waits is bounded."""
+    marking, version = Marking(), version_of("k", b"")
+    async with marking.running() as running:
+        for number in range(MOST + 10):
+            running.touched(version, number)
+        assert len(running) == MOST
+        await trio.sleep(2 * PAUSE)
+        assert [n for _, numbers in marking.marked for n in numbers] == list(range(10, MOST + 10))
