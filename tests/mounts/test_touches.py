@@ -4,18 +4,24 @@ import hashlib
 import os
 import random
 import threading
+from functools import partial
 
 from lazyfs.objects import BLOCK_SIZE
 from lazyfs.reading.windows import ALONE
 from tests.mounts.books import check_at_rest
 from tests.mounts.contents import MIB, PAGE, pages
-from tests.mounts.mounting import Mounter, run
+from tests.mounts.mounting import Mount, Mounter, run, wait_until
 from tests.mounts.reader import Reader
 from tests.servers.fast import FastS3Server
 from tests.servers.faults import Fault
 from tests.servers.records import Request
 
 SIZE = 160 * MIB
+
+
+def is_marked(mount: Mount) -> bool:
+    """Whether all chunks that were touched on disk have their marks."""
+    return not mount.stats()["chunks"]["unmarked"]
 
 
 def test_touches_bring_what_the_kernel_reads_and_no_more(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:
@@ -77,3 +83,35 @@ def test_the_first_bytes_do_not_wait_for_the_rest(s3: FastS3Server, mounter: Mou
     assert {(3 * MIB, inside), (inside, 4 * MIB)} < set(gets)
     assert sum(stop - start for start, stop in gets) == len(data), "each chunk once"
     assert mount.unmount() == 0
+
+
+def test_what_was_touched_is_prepared_for_more_of_it(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:
+    """Chunks on disk that were touched are marked when nobody reads; the next mount finds that, all bytes are right,
+    nothing is fetched, and `lazyfs fsck` is content."""
+    data = pages(3, 16 * MIB)
+    s3.put("models", "table", data)
+    places = [MIB * number + 99 * PAGE + number * PAGE for number in range(0, 16, 2)]
+    mount = mounter.mount(s3, "s3://models", "--metadata-ttl=1h")
+    assert reader.call("digest", str(mount.path / "table")) == (len(data), hashlib.sha256(data).hexdigest())
+    assert not mount.settle()["chunks"]["unkept"]
+    assert mount.unmount() == 0
+    s3.take_log()
+    for turn, step in enumerate((0, 5 * PAGE)):
+        mount = mounter.mount(s3, "s3://models", "--metadata-ttl=1h")
+        reader.call("map_file", fd := reader.call("open_file", str(mount.path / "table")), "random")
+        for offset in [place + step for place in places]:
+            assert reader.call("peek", fd, PAGE, offset) == data[offset : offset + PAGE]
+        reader.call("unmap", fd)
+        reader.call("close_file", fd)
+        chunks = mount.stats()["chunks"]
+        assert chunks["disk_hits"] >= len(places)
+        assert chunks["misses"] == 0
+        if turn:
+            assert chunks["unmarked"] == 0, "marked by the mount before"
+        wait_until(partial(is_marked, mount), "marks")
+        mount.settle()
+        check_at_rest(mount.cache)
+        assert mount.unmount() == 0
+    assert [request for request in s3.take_log() if request.kind == "GET"] == []
+    checked = run(["fsck", mount.cache], os.environ)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
