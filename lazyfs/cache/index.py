@@ -62,7 +62,7 @@ VERDICTS_BESIDE = 1024
 TABLES = ("meta", "objects", "segments", "lru", "claims", "graves", "listings", "verdicts", "pins", "marks")
 LATER = ("pins", "marks")
 MAP_SIZE = 64 * 1024**3
-"""Address space, not disk. Up to 40 KiB a segment: enough for an index of more than 100 TiB of chunks."""
+"""Address space, not disk. 12 KiB a segment, and 128 where it was touched at random: enough for 300 TiB, or 30."""
 
 
 class _Border:

@@ -1,11 +1,11 @@
-"""Marks: what the checksum of each block has come to after each of its quarters, of chunks that are here whole. With
-them a touch of 4 KiB reads a quarter of a block, and verifies it. `marker.py` says when they are made.
+"""Marks: what the checksum of each block has come to after each of its pages, of chunks that are here whole. With them
+a touch of 4 KiB reads 4 KiB, and verifies them. `marker.py` says when they are made.
 
-They are advice, and need no seal: the last of a block's four is the block's own checksum, so a row that stayed behind
-when its chunk changed, under a lazyfs that knows nothing of marks, is seen to be another's; then, and where a quarter
-does not agree with them, the whole block is read and compared. A chunk of no more than a block has none.
+They are advice, and need no seal: the last of a block's sixteen is the block's own checksum, so a row that stayed
+behind when its chunk changed, under a lazyfs that knows nothing of marks, is seen to be another's; then, and where a
+page does not agree with them, the whole block is read and compared. A chunk of no more than a block has none.
 
-The rows of a segment are one record, which ends with the last one: 32 KiB if the segment is full, and what a single
+The rows of a segment are one record, which ends with the last one: 128 KiB if the segment is full, and what a single
 small chunk would take if each had a record as long. Must not know lmdb itself (a transaction is given), nor where bytes
 are.
 """
@@ -16,10 +16,11 @@ from typing import Any
 
 from lazyfs.cache.records import CHUNK_SUMS, HEAD, SUMS_SIZE, Kept, Record, is_part, segment_key, sound
 from lazyfs.cache.tables import Transaction
-from lazyfs.objects import BLOCKS_PER_CHUNK, SEGMENT_CHUNKS
+from lazyfs.objects import BLOCKS_PER_CHUNK, MARKS_PER_BLOCK, SEGMENT_CHUNKS
 
-ROW = BLOCKS_PER_CHUNK * 4 * 8
-"""Bytes of one chunk: four checksums of 8 bytes for each block."""
+BLOCK_MARKS = MARKS_PER_BLOCK * 8
+ROW = BLOCKS_PER_CHUNK * BLOCK_MARKS
+"""Bytes of one chunk: sixteen checksums of 8 bytes for each block."""
 
 
 def put(txn: Transaction, table: Any, object_id: bytes, marks: Mapping[int, bytes]) -> None:
@@ -44,7 +45,7 @@ def kept_in(txn: Transaction, table: Any, key: bytes, record: Record, place: int
         rows = txn.get(key, db=table) if bits >> place & 1 else None
         if rows is not None:
             sums, marks = bytes(record[begin : begin + CHUNK_SUMS]), bytes(rows[place * ROW : (place + 1) * ROW])
-            if len(marks) == ROW and marks[24:32] == sums[:8]:
+            if len(marks) == ROW and marks[BLOCK_MARKS - 8 : BLOCK_MARKS] == sums[:8]:
                 return Kept(generation, sums, marks)
     if not sound(key, record):
         return None

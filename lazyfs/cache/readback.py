@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.records import ABSENT, Kept
-from lazyfs.cache.sums import block_sums, crc_on, of_blocks, quarter_sums
-from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, QUARTER_SIZE, ObjectVersion
+from lazyfs.cache.sums import block_sums, crc_on, mark_sums, of_blocks
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MARK_SIZE, MARKS_PER_BLOCK, ObjectVersion
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ def read(
 def read_part(
     files: ObjectFiles, scratch: Scratch, version: ObjectVersion, number: int, kept: Kept, start: int, stop: int
 ) -> bytes | None:
-    """Bytes [start, stop) of one chunk, reading and verifying only the quarters of blocks they lie in, or the blocks;
-    None if wrong."""
+    """Bytes [start, stop) of one chunk, reading and verifying only the pages they lie in, or their blocks; None if
+    wrong."""
     found = _by_marks(files, scratch, version, number, kept, start, stop) if kept.marks else None
     if found is not None:
         return found
@@ -45,19 +45,20 @@ def read_part(
 def _by_marks(
     files: ObjectFiles, scratch: Scratch, version: ObjectVersion, number: int, kept: Kept, start: int, stop: int
 ) -> bytes | None:
-    """The same by quarters; None also if the marks are wrong."""
-    low = start - start % QUARTER_SIZE
-    high = min(version.chunk_length(number), -(-stop // QUARTER_SIZE) * QUARTER_SIZE)
+    """The same by pages; None also if the marks are wrong."""
+    low = start - start % MARK_SIZE
+    high = min(version.chunk_length(number), -(-stop // MARK_SIZE) * MARK_SIZE)
     view = scratch.view(high - low)
     if not filled(files, version.object_id, kept.generation, number * CHUNK_SIZE + low, [view]):
         return None
     at, marks = low, kept.marks
     while at < high:
         block, end = at // BLOCK_SIZE, min(high, at - at % BLOCK_SIZE + BLOCK_SIZE)
-        first, last = at // QUARTER_SIZE * 8, (end - 1) // QUARTER_SIZE * 8
+        first, last = at // MARK_SIZE * 8, (end - 1) // MARK_SIZE * 8
         before = marks[first - 8 : first] if at % BLOCK_SIZE else b""
         right = crc_on(view[at - low : end - low], before) == marks[last : last + 8]
-        if not right or marks[block * 32 + 24 : block * 32 + 32] != kept.sums[block * 8 : block * 8 + 8]:
+        own = (block + 1) * MARKS_PER_BLOCK * 8
+        if not right or marks[own - 8 : own] != kept.sums[block * 8 : block * 8 + 8]:
             return None
         at = end
     return bytes(view[start - low : stop - low])
@@ -73,9 +74,9 @@ def mark(
         kept, view = index.kept(version.object_id, number), scratch.view(version.chunk_length(number))
         if kept is None or not filled(files, version.object_id, kept.generation, number * CHUNK_SIZE, [view]):
             continue
-        quarters = quarter_sums(view)
-        if of_blocks(quarters) == kept.sums[: _sums_length(view)]:
-            found[number] = quarters
+        sums = mark_sums(view)
+        if of_blocks(sums) == kept.sums[: _sums_length(view)]:
+            found[number] = sums
     if found:
         index.put_marks(version.object_id, found)
 

@@ -1,6 +1,6 @@
 """Checksums of chunks: CRC64-NVME of each 64 KiB block, because CRCs combine into the chunk's, the segment's and at
-last the object's, which is what S3 calls the full-object checksum; and the marks between its quarters, from which on
-it can be computed: with them a quarter is verified without the rest of its block.
+last the object's, which is what S3 calls the full-object checksum; and marks, from each of which on a block's can be
+computed: with them a page is verified without the rest of its block.
 
 awscrt computes it at 37 to 52 GB/s on a core (zlib.crc32: 4), so verifying every byte costs nothing that shows.
 """
@@ -10,7 +10,7 @@ from array import array
 
 from awscrt.checksums import combine_crc64nvme, crc64nvme
 
-from lazyfs.objects import BLOCK_SIZE, QUARTER_SIZE
+from lazyfs.objects import BLOCK_SIZE, MARK_SIZE, MARKS_PER_BLOCK
 
 
 def block_sums(view: memoryview) -> bytes:
@@ -18,21 +18,21 @@ def block_sums(view: memoryview) -> bytes:
     return array("Q", [crc64nvme(view[i : i + BLOCK_SIZE]) for i in range(0, len(view), BLOCK_SIZE)]).tobytes()
 
 
-def quarter_sums(view: memoryview) -> bytes:
-    """For each block of a chunk the checksums of its first quarter, of its first two, of three, and of all of it, 8
-    bytes each; where the block ends before, those of what there is."""
+def mark_sums(view: memoryview) -> bytes:
+    """For each block of a chunk the checksums of its first page, of its first two, and so on up to all of it, 8 bytes
+    each; where the block ends before, those of what there is."""
     found: list[int] = []
     for block in range(0, len(view), BLOCK_SIZE):
         crc = 0
-        for quarter in range(block, block + BLOCK_SIZE, QUARTER_SIZE):
-            crc = crc64nvme(view[quarter : quarter + QUARTER_SIZE], crc)
+        for page in range(block, block + BLOCK_SIZE, MARK_SIZE):
+            crc = crc64nvme(view[page : page + MARK_SIZE], crc)
             found.append(crc)
     return array("Q", found).tobytes()
 
 
-def of_blocks(quarters: bytes) -> bytes:
-    """Of `quarter_sums`, the checksum of each block."""
-    return array("Q", quarters)[3::4].tobytes()
+def of_blocks(marks: bytes) -> bytes:
+    """Of `mark_sums`, the checksum of each block."""
+    return array("Q", marks)[MARKS_PER_BLOCK - 1 :: MARKS_PER_BLOCK].tobytes()
 
 
 def crc_on(view: memoryview, before: bytes) -> bytes:

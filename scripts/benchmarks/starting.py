@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lazyfs.cache.index import Index
-from lazyfs.cache.marks import ROW
 from lazyfs.cache.objectfile import ObjectFiles
 from lazyfs.cache.records import CHUNK_SUMS, Run, Written
 from lazyfs.objects import CHUNK_SIZE, ObjectVersion
@@ -30,11 +29,10 @@ def fill(cache: Path, place: str, *, objects: int = OBJECTS, chunks: int = CHUNK
     for number in range(objects):
         version = ObjectVersion(place, f"llm/part-{number:05}.safetensors", f'"{number:032x}-1"', chunks * CHUNK_SIZE)
         generation = index.generation(version)
-        sums, marks = os.urandom(CHUNK_SUMS), os.urandom(ROW)
+        sums = os.urandom(CHUNK_SUMS)
         if not index.claim(0, [Run(version.object_id, generation, 0, chunks)], version.size, 1 << 62):
             raise RuntimeError("the index does not take the chunks that it shall have")
         index.settle(0, [Written(version, generation, chunk, sums) for chunk in range(chunks)])
-        index.put_marks(version.object_id, dict.fromkeys(range(chunks), marks))  # as if all of it had been touched
         path = files.path(version.object_id, generation)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.touch(mode=0o600)

@@ -19,7 +19,7 @@ from lazyfs.cache.sums import block_sums
 from lazyfs.cache.verdicts import Verdict
 from lazyfs.cache.verdicts import pack as pack_verdict
 from lazyfs.cache.verdicts import unpack as unpack_verdict
-from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, QUARTER_SIZE, Checksums, Listing, ObjectInfo
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MARK_SIZE, Checksums, Listing, ObjectInfo
 from tests.rooms.building import CacheMaker, chunk_on, keep, object_files, pattern, version_of
 
 DATA = pattern(3 * CHUNK_SIZE + 100)
@@ -108,7 +108,7 @@ def test_what_the_layer_has_is_read_from_it(opened: Callable[[], LayeredDisk], l
     os.close(lent)
 
 
-def test_a_touch_of_the_layer_reads_a_quarter(
+def test_a_touch_of_the_layer_reads_a_page(
     opened: Callable[[], LayeredDisk], layer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it was marked when it was a cache; for who wants the chunk nothing changes."""
@@ -125,7 +125,7 @@ def test_a_touch_of_the_layer_reads_a_quarter(
     assert kept is not None
     assert kept == disk.kept(VERSION.object_id, 1)
     assert disk.read_part(VERSION, 1, kept, 5, 77) == DATA[CHUNK_SIZE + 5 : CHUNK_SIZE + 77]
-    assert asked == [QUARTER_SIZE]
+    assert asked == [MARK_SIZE]
 
 
 def test_verdicts_are_of_the_bytes_that_were_looked_at(opened: Callable[[], LayeredDisk]) -> None:

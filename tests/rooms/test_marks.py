@@ -1,4 +1,4 @@
-"""Marks: a touch of a chunk that has them reads a quarter of a block, what that is compared with, and who gets them."""
+"""Marks: a touch of a chunk that has them reads the pages it wants, what those are compared with, and who gets them."""
 
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,18 +18,18 @@ from lazyfs.cache.index import Index
 from lazyfs.cache.marker import MOST, PAUSE, TOGETHER, Marker
 from lazyfs.cache.marks import ROW
 from lazyfs.cache.records import CHUNK_SUMS, HEAD, segment_key
-from lazyfs.cache.sums import block_sums, of_blocks, quarter_sums
+from lazyfs.cache.sums import block_sums, mark_sums, of_blocks
 from lazyfs.cache.threads import DiskThreads
 from lazyfs.errors import CacheUnavailable
-from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, KIB, MIB, QUARTER_SIZE, SEGMENT_CHUNKS, ObjectVersion
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, KIB, MARK_SIZE, MIB, SEGMENT_CHUNKS, ObjectVersion
 from tests.rooms.building import CacheMaker, bury, keep, object_files, pattern, version_of
 from tests.rooms.caching import caching
 from tests.rooms.memory_store import MemoryStore
 
 T = TypeVar("T")
 
-TAIL = BLOCK_SIZE + QUARTER_SIZE + 777
-"""Bytes of a last chunk: a block, a quarter, and a little of the next one."""
+TAIL = BLOCK_SIZE + MARK_SIZE + 777
+"""Bytes of a last chunk: a block, a page, and a little of the next one."""
 
 
 @pytest.fixture
@@ -87,35 +87,35 @@ def damage(place: Path, offset: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "length", [1, 100, QUARTER_SIZE, QUARTER_SIZE + 1, BLOCK_SIZE, BLOCK_SIZE + 1, TAIL, CHUNK_SIZE]
+    "length", [1, 100, MARK_SIZE, MARK_SIZE + 1, BLOCK_SIZE, BLOCK_SIZE + 1, TAIL, CHUNK_SIZE]
 )
-def test_every_fourth_is_the_checksum_of_its_block(length: int) -> None:
+def test_every_sixteenth_is_the_checksum_of_its_block(length: int) -> None:
     """So that no byte is read twice for both; a block that ends early repeats its last."""
     view = memoryview(pattern(length))
-    quarters = quarter_sums(view)
-    assert of_blocks(quarters) == block_sums(view)
-    for at in range(0, length, QUARTER_SIZE):
+    marks = mark_sums(view)
+    assert of_blocks(marks) == block_sums(view)
+    for at in range(0, length, MARK_SIZE):
         begin = at - at % BLOCK_SIZE
-        upto = view[begin : at + QUARTER_SIZE]
-        assert quarters[at // QUARTER_SIZE * 8 :][:8] == block_sums(upto)
+        upto = view[begin : at + MARK_SIZE]
+        assert marks[at // MARK_SIZE * 8 :][:8] == block_sums(upto)
 
 
 @pytest.mark.parametrize(
     ("start", "stop", "read"),
     [
-        (0, 4 * KIB, [QUARTER_SIZE]),
-        (QUARTER_SIZE, QUARTER_SIZE + 1, [QUARTER_SIZE]),
-        (BLOCK_SIZE - 1, BLOCK_SIZE, [QUARTER_SIZE]),
-        (3 * QUARTER_SIZE - 1, 3 * QUARTER_SIZE + 1, [2 * QUARTER_SIZE]),
-        (BLOCK_SIZE - 5, BLOCK_SIZE + 5, [2 * QUARTER_SIZE]),
-        (5 * QUARTER_SIZE, 5 * QUARTER_SIZE + 2 * BLOCK_SIZE, [2 * BLOCK_SIZE]),
-        (CHUNK_SIZE - 4 * KIB, CHUNK_SIZE, [QUARTER_SIZE]),
-        (CHUNK_SIZE + BLOCK_SIZE + 1, CHUNK_SIZE + BLOCK_SIZE + 2, [QUARTER_SIZE]),
+        (0, 4 * KIB, [MARK_SIZE]),
+        (MARK_SIZE, MARK_SIZE + 1, [MARK_SIZE]),
+        (BLOCK_SIZE - 1, BLOCK_SIZE, [MARK_SIZE]),
+        (3 * MARK_SIZE - 1, 3 * MARK_SIZE + 1, [2 * MARK_SIZE]),
+        (BLOCK_SIZE - 5, BLOCK_SIZE + 5, [2 * MARK_SIZE]),
+        (5 * MARK_SIZE, 5 * MARK_SIZE + 2 * BLOCK_SIZE, [2 * BLOCK_SIZE]),
+        (CHUNK_SIZE - 4 * KIB, CHUNK_SIZE, [MARK_SIZE]),
+        (CHUNK_SIZE + BLOCK_SIZE + 1, CHUNK_SIZE + BLOCK_SIZE + 2, [MARK_SIZE]),
         (CHUNK_SIZE + TAIL - 1, CHUNK_SIZE + TAIL, [777]),
         (CHUNK_SIZE + 1, CHUNK_SIZE + TAIL, [TAIL]),
     ],
 )
-def test_a_touch_reads_the_quarters_that_it_lies_in(
+def test_a_touch_reads_the_pages_that_it_lies_in(
     caches: CacheMaker, asked: list[int], start: int, stop: int, read: list[int]
 ) -> None:
     """Also for the next daemon, across blocks, and at the short end of the object."""
@@ -130,37 +130,37 @@ def test_a_touch_reads_the_quarters_that_it_lies_in(
     assert asked == read
 
 
-def test_damage_beside_a_quarter_does_not_matter_to_it(caches: CacheMaker, place: Path) -> None:
+def test_damage_beside_a_page_does_not_matter_to_it(caches: CacheMaker, place: Path) -> None:
     """And in it is found, by the whole block as well."""
     data = pattern(MIB)
     version = version_of("k", data)
     disk = caches.open()
     keep_marked(disk, version, data, [0])
-    damage(place, QUARTER_SIZE + 9)
-    assert touched(disk, version, QUARTER_SIZE, QUARTER_SIZE + 4096) is None
-    assert touched(disk, version, 0, QUARTER_SIZE + 1) is None
-    for start in (0, 2 * QUARTER_SIZE, 3 * QUARTER_SIZE, BLOCK_SIZE):
+    damage(place, MARK_SIZE + 9)
+    assert touched(disk, version, MARK_SIZE, MARK_SIZE + 4096) is None
+    assert touched(disk, version, 0, MARK_SIZE + 1) is None
+    for start in (0, 2 * MARK_SIZE, 3 * MARK_SIZE, BLOCK_SIZE):
         assert touched(disk, version, start, start + 4096) == data[start : start + 4096]
 
 
-@pytest.mark.parametrize("place_of_mark", range(4))
+@pytest.mark.parametrize("place_of_mark", [0, 7, 15])
 def test_marks_that_are_wrong_cost_a_second_read(caches: CacheMaker, asked: list[int], place_of_mark: int) -> None:
-    """Whichever of a block's four it is, and whatever touch meets it: the bytes are right all the same."""
+    """Whichever of a block's sixteen it is, and whatever touch meets it: the bytes are right all the same."""
     data = pattern(MIB)
     version = version_of("k", data)
     disk = caches.open()
     keep_marked(disk, version, data, [0])
 
     def flip(value: bytearray) -> None:
-        value[BLOCK_SIZE // QUARTER_SIZE * 8 + place_of_mark * 8] ^= 1
+        value[BLOCK_SIZE // MARK_SIZE * 8 + place_of_mark * 8] ^= 1
 
     change(disk, version, flip)
     asked.clear()
-    for quarter in range(4):
-        start = BLOCK_SIZE + quarter * QUARTER_SIZE
+    for page in range(16):
+        start = BLOCK_SIZE + page * MARK_SIZE
         assert touched(disk, version, start, start + 9) == data[start : start + 9]
-    assert asked.count(BLOCK_SIZE) == (4 if place_of_mark == 3 else 2)
-    assert asked.count(QUARTER_SIZE) == 4
+    assert asked.count(BLOCK_SIZE) == (16 if place_of_mark == 15 else 2)
+    assert asked.count(MARK_SIZE) == 16
 
 
 def test_marks_of_other_bytes_are_not_believed(caches: CacheMaker, asked: list[int]) -> None:
@@ -181,7 +181,7 @@ def test_marks_of_other_bytes_are_not_believed(caches: CacheMaker, asked: list[i
     assert not kept.marks
     assert touched(disk, version, 5, 10) == data[5:10]
     # Not even where the first block is the same.
-    changed = left[segment_key(version.object_id, 0)][:24] + block_sums(view)[:8]
+    changed = left[segment_key(version.object_id, 0)][:120] + block_sums(view)[:8]
 
     def mix(value: bytearray) -> None:
         value[: len(changed)] = changed
@@ -193,7 +193,7 @@ def test_marks_of_other_bytes_are_not_believed(caches: CacheMaker, asked: list[i
     asked.clear()
     assert touched(disk, version, BLOCK_SIZE + 5, BLOCK_SIZE + 10) == data[BLOCK_SIZE + 5 : BLOCK_SIZE + 10]
     assert touched(disk, version, 5, 10) == data[5:10]
-    assert asked == [QUARTER_SIZE, BLOCK_SIZE] * 2
+    assert asked == [MARK_SIZE, BLOCK_SIZE] * 2
 
 
 def test_marks_that_fit_do_not_make_wrong_bytes_right(caches: CacheMaker, place: Path) -> None:
@@ -204,14 +204,14 @@ def test_marks_that_fit_do_not_make_wrong_bytes_right(caches: CacheMaker, place:
     keep_marked(disk, version, data, [0])
     (file,) = object_files(place)
     file.write_bytes(others)
-    quarters = quarter_sums(memoryview(others))
+    marks = mark_sums(memoryview(others))
 
     def swap(value: bytearray) -> None:
-        value[:] = quarters
-        value[24:32] = block_sums(memoryview(data))[:8]
+        value[:] = marks
+        value[120:128] = block_sums(memoryview(data))[:8]
 
     change(disk, version, swap)
-    for start in (BLOCK_SIZE - 50, BLOCK_SIZE, 5 * BLOCK_SIZE + QUARTER_SIZE):
+    for start in (BLOCK_SIZE - 50, BLOCK_SIZE, 5 * BLOCK_SIZE + MARK_SIZE):
         assert touched(disk, version, start, start + 100) is None
 
 
@@ -263,7 +263,7 @@ def test_a_record_ends_with_its_last_row(caches: CacheMaker) -> None:
         assert keep_marked(disk, version, data, [number]) == 1
         (record,) = rows(disk).values()
         assert len(record) == length * ROW
-        sums = [quarter_sums(memoryview(data)[n * MIB : (n + 1) * MIB]) for n in range(length)]
+        sums = [mark_sums(memoryview(data)[n * MIB : (n + 1) * MIB]) for n in range(length)]
         held = [n for n in range(length) if disk.kept(version.object_id, n)]
         assert [record[n * ROW : (n + 1) * ROW] == sums[n] for n in range(length)] == [n in held for n in range(length)]
 
@@ -329,7 +329,7 @@ def test_an_index_without_the_table(caches: CacheMaker, place: Path, asked: list
     assert keep_marked(disk, version, data, [1]) == 1
     asked.clear()
     assert touched(disk, version, MIB + 5, MIB + 10) == data[MIB + 5 : MIB + 10]
-    assert asked == [QUARTER_SIZE]
+    assert asked == [MARK_SIZE]
 
 
 # ---- when they are made
@@ -356,7 +356,7 @@ async def test_who_touches_what_is_on_disk_finds_marks_there_the_next_time(
         assert [bool(record[at : at + ROW].strip(b"\0")) for at in range(0, len(record), ROW)] == [False, True]
         asked.clear()
         assert await cache.read(version, MIB + 90_000, MIB + 90_009) == data[MIB + 90_000 : MIB + 90_009]
-        assert (asked, cache.statistics().unmarked) == ([QUARTER_SIZE], 0)
+        assert (asked, cache.statistics().unmarked) == ([MARK_SIZE], 0)
         assert store.gets() == []
         nursery.cancel_scope.cancel()
 
