@@ -51,11 +51,9 @@ PATIENCE = 1.0
 """Seconds that a start, or a write, waits for another daemon that is clearing the disk. Then a start clears nothing, a
 write keeps nothing, and the next writes do not wait at all until the lock was free once."""
 
-FULL_QUIET = 3600.0
-"""Seconds between two words about a cache that is full of pins: it is as somebody wanted it."""
-
-QUIET = 60.0
-"""Seconds between two words in the log about a disk that fails."""
+QUIET, FULL_QUIET = 60.0, 3600.0
+"""Seconds between two words in the log about a disk that fails, and about a cache that is full of pins: it is as
+somebody wanted it."""
 
 
 class Disk:
@@ -195,8 +193,9 @@ class Disk:
         return readback.read_part(self._files, self._scratch, version, number, kept, start, stop)
 
     def mark(self, version: ObjectVersion, numbers: Sequence[int]) -> None:
-        """Make marks of those of these chunks that are here as a whole, right, and without. Blocks."""
-        readback.mark(self._files, self._scratch, self._index, version, numbers)
+        """Make marks of those of these chunks, of one segment, that are here whole, while there is room. Blocks."""
+        if self._index.used() + MIB <= self.bound():
+            readback.mark(self._files, self._scratch, self._index, version, numbers)
 
     def below(self, version: ObjectVersion) -> int:
         """Bytes of the version, to a chunk, that are in a lower layer and take no room here."""

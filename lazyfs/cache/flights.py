@@ -335,6 +335,8 @@ class Flights:
         key, stop = (version.object_id, number), min(stop, version.chunk_length(number))
         if key in self._discarding or self._disk.kept(*key, partly=True) != kept:
             return
+        if kept.marks and self._disk.kept(*key) != kept:
+            return  # the record is damaged, which was not looked at for a touch
         self._discarding.add(key)
         try:
             again = await self._workers.read(self._disk.read_part, version, number, kept, start, stop)

@@ -263,7 +263,7 @@ class Index:
     def put_marks(self, object_id: bytes, marks: dict[int, bytes]) -> None:
         """Keep the marks of these chunks, by number."""
         with self._transaction() as txn:
-            put(txn, self._tables.marks, object_id, marks)
+            put(txn, self._tables, object_id, marks)
 
     def put_listings(self, packed: dict[bytes, bytes]) -> None:
         """Keep listings under their keys, all or none."""

@@ -10,13 +10,12 @@ Must not know what marks are. Loop thread only; what it has done is a step like 
 
 import logging
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 import trio
 
 from lazyfs.cache.threads import Workers
 from lazyfs.errors import CacheUnavailable
-from lazyfs.objects import ObjectVersion
+from lazyfs.objects import SEGMENT_CHUNKS, ObjectVersion
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +26,11 @@ TOGETHER = 16
 """Chunks read and marked before anybody looks whether there was a read: some 20 ms of an NVMe disk."""
 
 MOST = 4096
-"""Chunks remembered; those that were touched first are forgotten."""
+"""Chunks remembered; those of the segment that was touched first are forgotten."""
 
 
 class Marker:
-    """The chunks of one cache that are to be marked. `mark` marks several of one version, and blocks; `reads` is a
+    """The chunks of one cache that are to be marked. `mark` marks several of one segment, and blocks; `reads` is a
     number that changes with each read."""
 
     def __init__(
@@ -40,18 +39,22 @@ class Marker:
         self._mark = mark
         self._workers = workers
         self._reads = reads
-        self._pending: dict[tuple[ObjectVersion, int], None] = {}
+        # By segment, for the marks of one are one record.
+        self._pending: dict[tuple[ObjectVersion, int], set[int]] = {}
+        self._count = 0
         self._wanted = trio.Event()
 
     def __len__(self) -> int:
         """How many wait, those that are being marked included."""
-        return len(self._pending)
+        return self._count
 
     def touched(self, version: ObjectVersion, number: int) -> None:
         """A chunk on disk that has no marks was touched."""
-        self._pending[version, number] = None
-        if len(self._pending) > MOST:
-            del self._pending[next(iter(self._pending))]
+        numbers = self._pending.setdefault((version, number // SEGMENT_CHUNKS), set())
+        self._count += number not in numbers
+        numbers.add(number)
+        while self._count > MOST:
+            self._forget(*next(iter(self._pending.items())))
         self._wanted.set()
 
     async def run(self) -> None:
@@ -68,11 +71,23 @@ class Marker:
             self._wanted = trio.Event()
 
     async def _some(self) -> None:
-        version = next(iter(self._pending))[0]
-        keys = list(islice((key for key in self._pending if key[0] == version), TOGETHER))
+        key = next(iter(self._pending))
+        numbers = sorted(self._pending[key])[:TOGETHER]
         try:
-            await self._workers.write(self._mark, version, sorted(number for _, number in keys))
-        except CacheUnavailable as error:
-            log.debug("no marks were made: %s", error)
-        for key in keys:
+            await self._workers.write(self._mark, key[0], numbers)
+        except Exception as error:
+            # Whatever it is, marks are not worth a mount; and what fails for one batch does so for the next.
+            expected = isinstance(error, CacheUnavailable | OSError)
+            log.log(logging.DEBUG if expected else logging.ERROR, "no marks were made", exc_info=error)
+            self._pending.clear()
+            self._count = 0
+        else:
+            self._forget(key, set(numbers))
+
+    def _forget(self, key: tuple[ObjectVersion, int], numbers: set[int]) -> None:
+        """These chunks of a segment do not wait any more."""
+        left = self._pending.get(key, set())
+        self._count -= len(left & numbers)
+        left -= numbers
+        if not left:
             self._pending.pop(key, None)

@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any
 
 from lazyfs.cache.records import CHUNK_SUMS, HEAD, SUMS_SIZE, Kept, Record, is_part, segment_key, sound
-from lazyfs.cache.tables import Transaction
+from lazyfs.cache.tables import Tables, Transaction
 from lazyfs.objects import BLOCKS_PER_CHUNK, MARKS_PER_BLOCK, SEGMENT_CHUNKS
 
 BLOCK_MARKS = MARKS_PER_BLOCK * 8
@@ -23,16 +23,18 @@ ROW = BLOCKS_PER_CHUNK * BLOCK_MARKS
 """Bytes of one chunk: sixteen checksums of 8 bytes for each block."""
 
 
-def put(txn: Transaction, table: Any, object_id: bytes, marks: Mapping[int, bytes]) -> None:
-    """Keep the marks of these chunks of an object, by number."""
+def put(txn: Transaction, at: Tables, object_id: bytes, marks: Mapping[int, bytes]) -> None:
+    """Keep the marks of these chunks of an object, by number, unless their segments have gone meanwhile."""
     for segment, numbers in groupby(sorted(marks), lambda number: number // SEGMENT_CHUNKS):
         key = segment_key(object_id, segment)
-        rows = bytearray(txn.get(key, db=table) or b"")
+        if txn.get(key, db=at.segments) is None:
+            continue
+        rows = bytearray(txn.get(key, db=at.marks) or b"")
         for number in numbers:
             begin = number % SEGMENT_CHUNKS * ROW
             rows.extend(bytes(max(0, begin + ROW - len(rows))))
             rows[begin : begin + ROW] = marks[number].ljust(ROW, b"\0")
-        txn.put(key, bytes(rows), db=table)
+        txn.put(key, bytes(rows), db=at.marks)
 
 
 def kept_in(txn: Transaction, table: Any, key: bytes, record: Record, place: int, *, partly: bool) -> Kept | None:

@@ -107,7 +107,8 @@ class ObjectFiles:
         if len(into) == 1 and self._direct and not len(into[0]) % PAGE_SIZE:
             # A touch, for which the way below took as long as a third of the disk's part.
             try:
-                if os.preadv(self._descriptor(object_id, generation, os.O_DIRECT).number, into, offset) == len(into[0]):
+                descriptor = self._descriptor(object_id, generation, os.O_DIRECT)  # held, so that it stays open
+                if os.preadv(descriptor.number, into, offset) == len(into[0]):
                     return True
             except OSError as error:
                 self._direct_failed(error)

@@ -17,7 +17,7 @@ import trio
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.flights import Flights
 from lazyfs.cache.marker import Marker
-from lazyfs.cache.records import Kept
+from lazyfs.cache.records import ABSENT, LOWER, Kept
 from lazyfs.cache.threads import Workers
 from lazyfs.cache.writer import Writer
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, ObjectVersion, chunk_range
@@ -147,9 +147,13 @@ class Parts:
         kept = self._disk.kept(version.object_id, number, partly=True)
         return kept if kept and (kept.marks or not kept.lacks(start, stop)) else None
 
+    def _can_have_marks(self, version: ObjectVersion, number: int, kept: Kept) -> bool:
+        """Not a chunk of one block, one of a lower layer, or one that is here in part."""
+        return version.chunk_length(number) > BLOCK_SIZE and kept.generation < LOWER and ABSENT not in kept.sums
+
     def _took(self, version: ObjectVersion, number: int, kept: Kept, part: bytes) -> bytes:
         """These bytes of a chunk came from disk."""
-        if not kept.marks and version.chunk_length(number) > BLOCK_SIZE:
+        if not kept.marks and self._can_have_marks(version, number, kept):
             self._marker.touched(version, number)
         self._flights.disk_hits += 1
         self._flights.disk_bytes += len(part)

@@ -370,7 +370,7 @@ class Marking:
         self.marked: list[tuple[str, list[int]]] = []
         self.times: list[float] = []
         self.disturbed = 0
-        self.fails = False
+        self.error: Exception | None = None
 
     def mark(self, version: ObjectVersion, numbers: Sequence[int]) -> None:
         """See `Marker`."""
@@ -378,8 +378,8 @@ class Marking:
         self.times.append(trio.current_time())
         self.reads += self.disturbed
         self.disturbed = 0
-        if self.fails:
-            raise CacheUnavailable("full")
+        if self.error is not None:
+            raise self.error
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Marker]:
@@ -413,9 +413,9 @@ async def test_nothing_is_marked_while_somebody_reads(autojump_clock: trio.testi
         marking.disturbed = 1
         began = trio.current_time()
         await trio.sleep(10 * PAUSE)
-        assert marking.marked == [
-            ("k", list(range(TOGETHER + 1, 2 * TOGETHER + 1))), ("k", list(range(1, TOGETHER + 1))), ("k", [0]),
-        ]  # fmt: skip
+        numbers = list(range(2 * TOGETHER + 1))
+        batches = [numbers[:TOGETHER], numbers[TOGETHER : 2 * TOGETHER], numbers[2 * TOGETHER :]]
+        assert marking.marked == [("k", batch) for batch in batches]
         first, second, third = (at - began for at in marking.times)
         assert 0 < first <= PAUSE
         assert second - first >= PAUSE
@@ -423,28 +423,100 @@ async def test_nothing_is_marked_while_somebody_reads(autojump_clock: trio.testi
         assert len(running) == 0
 
 
-async def test_each_version_by_itself_and_a_disk_that_fails(autojump_clock: trio.testing.MockClock) -> None:
-    """What could not be marked is not tried again until it is touched again, and the rest is."""
+async def test_each_segment_by_itself(autojump_clock: trio.testing.MockClock) -> None:
+    """In the order in which they were touched first, whatever was touched in between; once each."""
     marking, one, other = Marking(), version_of("one", b""), version_of("other", b"")
-    marking.fails = True
     async with marking.running() as running:
-        for version, number in ((one, 3), (other, 5), (one, 1), (one, 3)):
+        for version, number in ((one, 3), (other, 5), (one, SEGMENT_CHUNKS), (one, 1), (one, 3)):
             running.touched(version, number)
+        assert len(running) == 4
         await trio.sleep(3 * PAUSE)
-        assert marking.marked == [("one", [1, 3]), ("other", [5])]
+        assert marking.marked == [("one", [1, 3]), ("other", [5]), ("one", [SEGMENT_CHUNKS])]
         assert len(running) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "level"), [(CacheUnavailable("full"), "DEBUG"), (OSError(12, "memory"), "DEBUG"), (KeyError(), "ERROR")]
+)
+async def test_what_fails_is_given_up_and_ends_nothing(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, error: Exception, level: str
+) -> None:
+    """With all that waits, for the next would fail as well; touched again, it is tried again. A defect is told."""
+    caplog.set_level("DEBUG", "lazyfs.cache.marker")
+    marking, one, other = Marking(), version_of("one", b""), version_of("other", b"")
+    marking.error = error
+    async with marking.running() as running:
+        for version, number in ((one, 3), (other, 5)):
+            running.touched(version, number)
         await trio.sleep(100 * PAUSE)
-        running.touched(one, 3)
+        assert marking.marked == [("one", [3])]
+        assert len(running) == 0
+        assert [record.levelname for record in caplog.records] == [level]
+        marking.error = None
+        running.touched(other, 5)
         await trio.sleep(3 * PAUSE)
-        assert marking.marked[2:] == [("one", [3])]
+        assert marking.marked[1:] == [("other", [5])]
 
 
 async def test_the_oldest_touches_are_forgotten(autojump_clock: trio.testing.MockClock) -> None:
-    """So that what waits is bounded."""
+    """A segment at a time, so that what waits is bounded."""
     marking, version = Marking(), version_of("k", b"")
     async with marking.running() as running:
         for number in range(MOST + 10):
             running.touched(version, number)
-        assert len(running) == MOST
+        assert len(running) == MOST + 10 - SEGMENT_CHUNKS
         await trio.sleep(2 * PAUSE)
-        assert [n for _, numbers in marking.marked for n in numbers] == list(range(10, MOST + 10))
+        assert [n for _, numbers in marking.marked for n in numbers] == list(range(SEGMENT_CHUNKS, MOST + 10))
+
+
+# ---- what the marks that are wrong, or missing, must not lead to
+
+
+def test_no_marks_are_kept_for_a_segment_that_went_meanwhile(caches: CacheMaker, place: Path) -> None:
+    """Another daemon may evict it between the reading and the writing; and none where they would pass the bound."""
+    data = pattern(2 * MIB)
+    version = version_of("k", data)
+    disk = caches.open()
+    keep(disk, version, data, [0, 1])
+    disk.index.put_marks(version.object_id, {SEGMENT_CHUNKS + 1: bytes(ROW)})
+    assert rows(disk) == {}
+    disk._max_size = disk.used() + MIB
+    disk.mark(version, [0, 1])
+    assert rows(disk) == {}
+    disk._max_size = None
+    disk.mark(version, [0, 1])
+    assert len(rows(disk)) == 1
+
+
+async def test_a_damaged_record_with_good_marks_is_no_damaged_chunk(caches: CacheMaker) -> None:
+    """A touch finds it out by reading; the chunk is fetched again, and nothing is called damaged that nobody looked at:
+    its record could not be discarded."""
+    store, disk, data = MemoryStore(), caches.open(), pattern(MIB)
+    version = store.put("k", data)
+    keep_marked(disk, version, data, [0])
+    key = segment_key(version.object_id, 0)
+    with disk.index.change() as (txn, tables):
+        record = bytearray(txn.get(key, db=tables.segments) or b"")
+        record[HEAD.size + 5 * 8] ^= 1
+        txn.put(key, bytes(record), db=tables.segments)
+    async with caching(store, disk) as cache:
+        assert await cache.read(version, 5 * BLOCK_SIZE, 5 * BLOCK_SIZE + 9) == data[5 * BLOCK_SIZE :][:9]
+        assert cache.statistics().corrupt == 0
+        await trio.testing.wait_all_tasks_blocked()
+        await cache.writer.flush()
+    assert disk.kept(version.object_id, 0) is not None
+
+
+async def test_what_cannot_have_marks_does_not_wait_for_them(caches: CacheMaker) -> None:
+    """A chunk that is here in part, and one of a single block."""
+    store, disk, data = MemoryStore(), caches.open(), pattern(2 * MIB)
+    version, small = store.put("k", data), store.put("small", data[:BLOCK_SIZE])
+    view = memoryview(data)[: 3 * BLOCK_SIZE]
+    assert disk.keep([Verified(version, 0, view, block_sums(view))]) == 1
+    keep(disk, small, data[:BLOCK_SIZE], [0])
+    async with caching(store, disk) as cache:
+        for one in (version, small):
+            assert await cache.read(one, 5, 10) == data[5:10]
+        assert cache.statistics().disk_hits == 2
+        assert cache.statistics().unmarked == 0
+    assert store.gets() == []
