@@ -1,6 +1,8 @@
 """The quick way into a thread: results, failures, cancellation, and a touch of warm bytes that goes it."""
 
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -9,7 +11,7 @@ import trio.testing
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.threads import QUICK, DiskThreads, Threads
-from lazyfs.filesystem.files import OpenFiles
+from lazyfs.filesystem.files import OpenFile, OpenFiles
 from lazyfs.filesystem.nodes import Branch, File
 from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import KIB, MIB
@@ -91,11 +93,14 @@ async def test_a_step_that_uses_buffers_of_others_is_waited_for(kind: str) -> No
     assert ended.is_set()
 
 
-async def test_a_touch_of_warm_bytes_reads_their_block_only(caches: CacheMaker) -> None:
-    """4 KiB here and there of a file on disk: no chunk comes into memory, nothing is asked of the store."""
-    store, disk, data = MemoryStore(), caches.open(), pattern(8 * MIB)
+@asynccontextmanager
+async def warm_file(
+    caches: CacheMaker, data: bytes
+) -> AsyncIterator[tuple[MemoryStore, Memory, ChunkCache, OpenFile]]:
+    """A file of a store, open, of which all is on disk and nothing in memory."""
+    store, disk = MemoryStore(), caches.open()
     version = store.put("k", data)
-    keep(disk, version, data, range(8))
+    keep(disk, version, data, range(version.chunk_count))
     async with trio.open_nursery() as nursery:
         memory = Memory(16 * MIB)
         cache = ChunkCache(store=store, disk=disk, memory=memory, nursery=nursery, span_size=8 * MIB)
@@ -106,31 +111,27 @@ async def test_a_touch_of_warm_bytes_reads_their_block_only(caches: CacheMaker) 
         (file,) = [node for node in await tree.entries(tree.root.inode) if isinstance(node, File)]
         assert file.version == version
         files = OpenFiles(cache, Budget(8 * MIB))
-        handle = files.open(file)
+        yield store, memory, cache, files.get(files.open(file))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_touch_of_warm_bytes_reads_their_block_only(caches: CacheMaker) -> None:
+    """4 KiB here and there of a file on disk: no chunk comes into memory, nothing is asked of the store."""
+    data = pattern(8 * MIB)
+    async with warm_file(caches, data) as (store, memory, cache, opened):
         for offset in (5 * MIB + 12 * KIB, 300 * KIB, 7 * MIB + 900 * KIB, 2 * MIB + 64 * KIB - 4 * KIB):
-            assert b"".join(await files.get(handle).read(offset, 4 * KIB)) == data[offset : offset + 4 * KIB]
+            assert b"".join(await opened.read(offset, 4 * KIB)) == data[offset : offset + 4 * KIB]
         assert memory.statistics().chunks == 0
         assert cache.statistics().disk_hits == 4
         assert store.gets() == []
-        nursery.cancel_scope.cancel()
 
 
 async def test_what_follows_from_a_touch_is_decided_after_it(caches: CacheMaker) -> None:
     """Who walks through a file on disk in small steps has the first one before anything is decided; what comes next is
     set on its way by `after`, and `after` twice is as once."""
-    store, disk, data = MemoryStore(), caches.open(), pattern(8 * MIB)
-    version = store.put("k", data)
-    keep(disk, version, data, range(8))
-    async with trio.open_nursery() as nursery:
-        memory = Memory(16 * MIB)
-        cache = ChunkCache(store=store, disk=disk, memory=memory, nursery=nursery, span_size=8 * MIB)
-        branch = Branch(
-            place=PLACE, prefix="", list_prefix=lambda prefix, _: store.list(prefix), age=lambda _: 0.0, ttl=60.0
-        )
-        tree = Tree(branch)
-        (file,) = [node for node in await tree.entries(tree.root.inode) if isinstance(node, File)]
-        files = OpenFiles(cache, Budget(8 * MIB))
-        opened = files.get(files.open(file))
+    data = pattern(8 * MIB)
+    async with warm_file(caches, data) as (store, _, cache, opened):
         start = 0
         while not cache.flying:
             assert start < 2 * MIB, "a walk by now"
@@ -145,8 +146,6 @@ async def test_what_follows_from_a_touch_is_decided_after_it(caches: CacheMaker)
         opened.after()
         assert b"".join(await opened.wait(start, SMALL_READ)) == data[start : start + SMALL_READ]
         assert store.gets() == []
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
 
 
 async def test_touches_stay_on_the_loop_while_the_disk_is_quick() -> None:
