@@ -195,7 +195,8 @@ class Disk:
     def mark(self, version: ObjectVersion, numbers: Sequence[int]) -> None:
         """Make marks of those of these chunks, of one segment, that are here whole, while there is room. Blocks."""
         if self._index.used() + MIB <= self.bound():
-            readback.mark(self._files, self._scratch, self._index, version, numbers)
+            kept = {number: self._index.kept(version.object_id, number) for number in numbers}
+            self._index.put_marks(version.object_id, readback.marks(self._files, self._scratch, version, kept))
 
     def below(self, version: ObjectVersion) -> int:
         """Bytes of the version, to a chunk, that are in a lower layer and take no room here."""

@@ -1,6 +1,6 @@
 """Making marks of chunks that are touched on disk, while nobody reads.
 
-A touch of a chunk without marks reads a block of 64 KiB; with them the pages that it wants, in three quarters of the
+A touch of a chunk without marks reads a block of 64 KiB; with them the pages that it wants, in four fifths of the
 time. They are not made when a chunk comes: with one for 16 KiB a cold GiB took 5 % longer, for these are 48 more times
 at which a thread lets go of the interpreter and waits for it, and with pieces so small that it does not, 13 %. Most
 models are never touched at random; one that is will be again.

@@ -4,9 +4,8 @@ Must not know which index that is, nor what becomes of a chunk that is wrong. Bl
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.records import ABSENT, Kept
 from lazyfs.cache.sums import block_sums, crc_on, mark_sums, of_blocks
@@ -64,21 +63,20 @@ def _by_marks(
     return bytes(view[start - low : stop - low])
 
 
-def mark(
-    files: ObjectFiles, scratch: Scratch, index: Index, version: ObjectVersion, numbers: Sequence[int]
-) -> None:
-    """Make marks of those of these chunks that are here as a whole. One of which the bytes do not agree with its
-    checksums is left to who reads it."""
+def marks(
+    files: ObjectFiles, scratch: Scratch, version: ObjectVersion, kept: Mapping[int, Kept | None]
+) -> dict[int, bytes]:
+    """The marks of those of these chunks, by number, that are here as a whole. One of which the bytes do not agree with
+    its checksums is left to who reads it."""
     found: dict[int, bytes] = {}
-    for number in numbers:
-        kept, view = index.kept(version.object_id, number), scratch.view(version.chunk_length(number))
-        if kept is None or not filled(files, version.object_id, kept.generation, number * CHUNK_SIZE, [view]):
+    for number, one in kept.items():
+        view = scratch.view(version.chunk_length(number))
+        if one is None or not filled(files, version.object_id, one.generation, number * CHUNK_SIZE, [view]):
             continue
         sums = mark_sums(view)
-        if of_blocks(sums) == kept.sums[: _sums_length(view)]:
+        if of_blocks(sums) == one.sums[: _sums_length(view)]:
             found[number] = sums
-    if found:
-        index.put_marks(version.object_id, found)
+    return found
 
 
 def blocks_right(
