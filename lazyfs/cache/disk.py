@@ -1,12 +1,8 @@
-"""Chunks on disk under a bound: index and object files together, and the order of steps that keeps both honest.
+"""Chunks on disk: index and object files together.
 
-Space is claimed in the index before a byte is written, written, then counted as present; eviction forgets in the index,
-clears the disk, then gives the space back. A kill between any two steps leaves a claim or a grave, from which the next
-daemon that starts or that needs room goes on, without a scan; `ledger.py` has the rules. The cache is advice: every
-failure is a `CacheUnavailable`, counted by the caller.
-
-Several daemons share a directory. The disk is cleared by one at a time, which holds a lock that dies with it; nobody
-waits for that lock for long, and who does not get it keeps nothing for now.
+Its job: what is asked of the disk cache, and keeping chunks in three steps: room is claimed (`room.py`) before a byte
+is written, the bytes are written, then counted as present. The cache is advice: every failure is a `CacheUnavailable`,
+counted by the caller.
 
 Why no lock on an object file while holes are punched in it: a reader that meets a hole finds a wrong checksum, asks the
 index again, and sees an eviction and no damage.
@@ -18,42 +14,32 @@ files: files that it does not know, and files with more in them than it knows. `
 Concurrency: `kept` and `read` from any thread; the rest from one thread at a time (the writer's), except at start.
 """
 
-import contextlib
 import logging
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lazyfs.cache import readback
 from lazyfs.cache.answer import Answer
 from lazyfs.cache.batches import Verified as Verified  # noqa: PLC0414 - others know it from here
 from lazyfs.cache.batches import in_runs, size_on_disk
-from lazyfs.cache.catalogue import holds, pins
+from lazyfs.cache.catalogue import holds
 from lazyfs.cache.directory import CacheDirectory, unusable
 from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.opening import open_index
-from lazyfs.cache.records import Kept, Run, Written
-from lazyfs.cache.sweep import sweep
+from lazyfs.cache.records import Kept, Written
+from lazyfs.cache.room import PATIENCE, Room
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, ObjectVersion
 
 log = logging.getLogger(__name__)
 
-INDEX_SLACK = MIB
-"""Room left under the bound for what a commit may add to the index file itself."""
-
 CLAIMS = 3
 """How often a write claims space while others forget what it writes into."""
 
-PATIENCE = 1.0
-"""Seconds that a start, or a write, waits for another daemon that is clearing the disk. Then a start clears nothing, a
-write keeps nothing, and the next writes do not wait at all until the lock was free once."""
-
-QUIET, FULL_QUIET = 60.0, 3600.0
-"""Seconds between two words in the log about a disk that fails, and about a cache that is full of pins: it is as
-somebody wanted it."""
+QUIET = 60.0
+"""Seconds between two words in the log about a disk that fails."""
 
 
 class Disk:
@@ -62,16 +48,9 @@ class Disk:
 
     def __init__(self, directory: CacheDirectory, *, max_size: int | None, min_free: int | float) -> None:
         self._directory = directory
-        self._max_size = max_size
-        self._min_free = min_free
         self._quiet_until = -math.inf
-        self._patience = PATIENCE
-        self.evicted_bytes = 0
         self._scratch = Scratch()
         self._closed = False
-        # The size of a chunk for which there was no room by itself, of those that are being kept.
-        self._refused: int | None = None
-        self._full_again = -math.inf
         self.lower = ""
         """Where the lower layer is that this cache is over, if it is over one."""
         self.failures = 0
@@ -81,8 +60,11 @@ class Disk:
                 torn = directory.lost_power()
                 self._index = open_index(directory, others=not alone or directory.alive() != {directory.daemon})
                 self._files = ObjectFiles(directory.objects)
+                self.room = Room(
+                    directory, self._index, self._files, max_size=max_size, min_free=min_free, failed=self._failed
+                )
                 if alone:
-                    self._start(torn)
+                    self.room.start(torn)
                 directory.mark_open()
         except OSError as error:
             raise unusable(directory.path, error) from error
@@ -144,13 +126,13 @@ class Disk:
     def forget(self, version: ObjectVersion) -> None:
         """Drop everything that is kept of a version. Blocks."""
         if self._index.bury_object(version.object_id):
-            self._dig_if_alone()
+            self.room.clear()
 
     def drop(self, objects: Sequence[bytes]) -> tuple[int, int]:
         """Forget these objects and give their space back: how many bytes, and of how many objects nothing could go,
         for they are being written, or lent. Blocks."""
         freed = [self._index.bury_object(object_id, self._files.is_lent) for object_id in objects]
-        self._dig_if_alone()
+        self.room.clear()
         left = [one for one, size in zip(objects, freed, strict=True) if not size and holds(self._index, one)]
         return sum(freed), len(left)
 
@@ -163,10 +145,6 @@ class Disk:
         generation = self.generation(version)
         return "" if generation is None or not version.size else str(self._files.path(version.object_id, generation))
 
-    def capacity(self) -> int:
-        """Bytes that chunks may take in all, if everything that is there went. Blocks."""
-        return self.bound() - self._index.own_size()
-
     @property
     def index(self) -> Index:
         """For who looks at all of it. It raises `CacheUnavailable`."""
@@ -174,7 +152,7 @@ class Disk:
 
     def put_listings(self, packed: dict[bytes, bytes]) -> None:
         """Keep listings, while there is room for them under the bound. Blocks."""
-        if self._index.used() + sum(map(len, packed.values())) <= self.bound():
+        if self._index.used() + sum(map(len, packed.values())) <= self.room.bound():
             self._index.put_listings(packed)
 
     def used(self) -> int:
@@ -194,7 +172,7 @@ class Disk:
 
     def mark(self, version: ObjectVersion, numbers: Sequence[int]) -> None:
         """Make marks of those of these chunks, of one segment, that are here whole, while there is room. Blocks."""
-        if self._index.used() + MIB <= self.bound():
+        if self._index.used() + MIB <= self.room.bound():
             kept = {number: self._index.kept(version.object_id, number) for number in numbers}
             self._index.put_marks(version.object_id, readback.marks(self._files, self._scratch, version, kept))
 
@@ -204,29 +182,29 @@ class Disk:
 
     def keep(self, chunks: Sequence[Verified]) -> int:
         """Write the chunks and count them as present, making room first; how many were kept. Blocks."""
-        self._refused = None
-        return self._keep(chunks, CLAIMS)
+        return self._keep(chunks, CLAIMS, [])
 
-    def _keep(self, chunks: Sequence[Verified], attempts: int) -> int:
+    def _keep(self, chunks: Sequence[Verified], attempts: int, refused: list[int]) -> int:
+        """`refused`: sizes of chunks for which there was no room, each by itself; what is as large is not tried."""
         versions = {chunk.version.object_id: chunk.version for chunk in chunks}
         generations = {object_id: self._index.generation(version) for object_id, version in versions.items()}
         runs = in_runs(chunks, generations)
         size = sum(map(size_on_disk, chunks))
-        answer = self._claim([run for run, _ in runs], size)
+        answer = self.room.claim([run for run, _ in runs], size)
         if answer is Answer.STALE and attempts > 1:
             # Making room took the very object that is written; its next file has another name.
-            return self._keep(chunks, attempts - 1)
+            return self._keep(chunks, attempts - 1, refused)
         if answer is Answer.NO_ROOM and len(chunks) > 1:
             half = len(chunks) // 2
-            kept = self._keep(chunks[:half], attempts)
-            rest = [one for one in chunks[half:] if self._refused is None or size_on_disk(one) < self._refused]
-            return kept + (self._keep(rest, attempts) if rest else 0)
+            kept = self._keep(chunks[:half], attempts, refused)
+            rest = [one for one in chunks[half:] if not refused or size_on_disk(one) < min(refused)]
+            return kept + (self._keep(rest, attempts, refused) if rest else 0)
         if answer is Answer.NO_ROOM:
-            self._refused = size
+            refused.append(size)
         if answer is Answer.BLOCKED:
             graves = self._index.graves()
             free = [c for run, members in runs if not any(run.overlaps(grave) for grave in graves) for c in members]
-            return self._keep(free, attempts) if 0 < len(free) < len(chunks) else 0
+            return self._keep(free, attempts, refused) if 0 < len(free) < len(chunks) else 0
         if not answer:
             return 0
         written: list[Written] = []
@@ -240,7 +218,7 @@ class Disk:
                 written += [Written(c.version, run.generation, c.number, c.sums, c.block) for c in members]
         except OSError as error:
             self._index.settle(self._directory.daemon, written)
-            self._dig_if_alone()
+            self.room.clear()
             raise CacheUnavailable(f"cannot write to the cache: {error}") from error
         return self._index.settle(self._directory.daemon, written)
 
@@ -251,7 +229,7 @@ class Disk:
     def discard(self, version: ObjectVersion, number: int) -> None:
         """Forget one chunk whose bytes on disk are wrong. Blocks."""
         if self._index.discard(version.object_id, number):
-            self._dig_if_alone()
+            self.room.clear()
 
     def close(self) -> None:
         """Flush the index and leave the directory. Whoever still asks for something is told that it is not there."""
@@ -261,94 +239,6 @@ class Disk:
             self._index.close()
         finally:
             self._directory.close()
-
-    def _claim(self, runs: list[Run], size: int) -> Answer:
-        """Claim space, evicting until there is enough or nothing is left to evict. Not at the price of the whole cache:
-        what is more than half of the bound is for the caller to split."""
-        if self._max_size is not None and size > max(CHUNK_SIZE, self._max_size // 2):
-            return Answer.NO_ROOM
-        answer = self._index.claim(self._directory.daemon, runs, size, self.bound())
-        if answer in (Answer.GRANTED, Answer.STALE):
-            return answer
-        with self._alone() as alone:
-            # Whoever was clearing may have made room for this claim too, so it is asked again before anything goes.
-            cleared = alone and self._tidy()
-            while True:
-                answer = self._index.claim(self._directory.daemon, runs, size, self.bound())
-                if answer is not Answer.NO_ROOM:
-                    return answer
-                if not cleared:
-                    return Answer.BLOCKED
-                lacking = self._index.used() + size - self.bound()
-                # No more: the next to go may be what somebody reads.
-                freed = self._index.bury(max(lacking, 1), self._files.is_lent)
-                self.evicted_bytes += freed
-                if not freed:
-                    self._say_full()
-                    return answer
-                cleared = self._dig()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """As `CacheDirectory.alone`. Who once waited in vain waits no more."""
-        with self._directory.alone(self._patience) as alone:
-            self._patience = PATIENCE if alone else 0.0
-            yield alone
-
-    def bound(self) -> int:
-        """What `used` may reach now: the limit set, and what the filesystem can give beyond what it must keep free."""
-        aside = self._directory.aside_size() + self._directory.models_size()
-        found = os.statvfs(self._directory.path)
-        total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
-        min_free = int(self._min_free * total) if isinstance(self._min_free, float) else self._min_free
-        bound = self._index.used() + free - min_free
-        return (bound if self._max_size is None else min(bound, self._max_size - aside)) - INDEX_SLACK
-
-    def _dig_if_alone(self) -> None:
-        with self._alone() as alone:
-            if alone:
-                self._dig()
-
-    def _dig(self) -> bool:
-        """Clear what every grave names, with the lock held; False if some of it could not be cleared. What is lent
-        stays for now, and spoken for."""
-        dug, failed = [], False
-        for run in self._index.graves():
-            try:
-                self._files.clear(run)
-                dug.append(run)
-            except BlockingIOError:
-                log.debug("an evicted object file is still read, and is cleared later")
-            except OSError as error:
-                # The bytes stay spoken for, and whoever needs room or starts tries again.
-                self._failed(f"cannot clear evicted bytes: {error}")
-                failed = True
-        if dug:
-            self._index.dug(dug)
-        return not failed
-
-    def _tidy(self) -> bool:
-        """Finish, with the lock held, what killed daemons began, and what this one could not finish; as `_dig`."""
-        others = self._directory.alive() - {self._directory.daemon}
-        for daemon in self._index.claims().keys() - others:
-            self._index.settle(daemon, [])
-        return self._dig()
-
-    def _start(self, torn: bool) -> None:
-        """What a daemon that starts does, with the lock held, about what earlier ones left."""
-        try:
-            self._tidy()
-            if torn:
-                sweep(self._index, self._files)
-                self._dig()
-        except (CacheUnavailable, OSError) as error:
-            log.warning("what an earlier daemon left in the cache could not be cleared: %s", error)
-
-    def _say_full(self) -> None:
-        """Say once in a long while that pins leave no room."""
-        if time.monotonic() >= self._full_again and pins(self._index):
-            self._full_again = time.monotonic() + FULL_QUIET
-            log.warning("the cache is full of what is pinned: reads are not kept; unpin some or raise --max-cache-size")
 
     def _failed(self, error: object) -> None:
         """Count a failure of the disk, and say so once in a while."""

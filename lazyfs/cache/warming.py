@@ -203,7 +203,7 @@ class Warmer:
             return pinned + sum(held.values())
 
         others = max(0, await workers.look(must_stay) - mine)
-        room = await workers.look(self._disk.capacity)
+        room = await workers.look(self._disk.room.capacity)
         if needed + growth + others > room:
             beside = f" beside {_mib(others)} that are pinned or open" if others else ""
             raise UsageError(

@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lazyfs.cache.directory import MODELS, USED, CacheDirectory
+from lazyfs.cache.disk import Disk
 from lazyfs.cache.records import disk_size
 from lazyfs.cache.room import Room
 from lazyfs.errors import CacheUnavailable, NoRoom, SetupError
@@ -281,13 +282,13 @@ class Shelf:
     def _room(self) -> Iterator[Room]:
         with _opening:
             directory = CacheDirectory(self._path, create=self._create)
-            room = Room(directory, max_size=self._max_size, min_free=self._min_free)
+            disk = Disk(directory, max_size=self._max_size, min_free=self._min_free)
             try:
-                yield room
+                yield disk.room
             except CacheUnavailable as error:
                 raise SetupError(f"the cache in {self._path} cannot be used: {error}; choose another") from error
             finally:
-                room.close()
+                disk.close()
 
 
 def _own(path: Path) -> None:

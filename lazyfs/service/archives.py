@@ -59,7 +59,7 @@ class Kept:
     async def bring(self, versions: Sequence[ObjectVersion]) -> None:
         """Have all of these on disk, if half of it is enough for them."""
         size = sum(version.size for version in versions)
-        if size > (await self._chunks.writer.step(self._disk.capacity) or 0) // 2:
+        if size > (await self._chunks.writer.step(self._disk.room.capacity) or 0) // 2:
             log.warning(
                 "%r is of one frame of zstd that unpacks to %d MiB, too much for half of the cache: each read of it "
                 "unpacks what is before; write it with pzstd, or raise --max-cache-size",

@@ -52,7 +52,7 @@ def gather(mount: RunningMount) -> Facts:
     """The facts of now. On the loop."""
     traffic = mount.traffic.statistics()
     try:
-        bound = max(0, mount.disk.bound())
+        bound = max(0, mount.disk.room.bound())
     except (CacheUnavailable, OSError):
         bound = 0
     return Facts(
@@ -73,7 +73,7 @@ def gather(mount: RunningMount) -> Facts:
         memory_budget=mount.budget,
         disk_used=mount.disk.used(),
         disk_bound=bound,
-        disk_evicted=mount.disk.evicted_bytes,
+        disk_evicted=mount.disk.room.evicted_bytes,
         disk_failures=mount.disk.failures,
         verified=mount.verifier.statistics(),
         sources=len(mount.tree.tops),

@@ -275,7 +275,11 @@ class RunningMount:
                 "verified": asdict(self.verifier.statistics()),
                 "store": asdict(self.store.statistics()),
                 "memory": {**asdict(self.memory.statistics()), "budget": self.budget},
-                "disk": {"used": self.disk.used(), "evicted_bytes": self.disk.evicted_bytes, "lower": self.disk.lower},
+                "disk": {
+                    "used": self.disk.used(),
+                    "evicted_bytes": self.disk.room.evicted_bytes,
+                    "lower": self.disk.lower,
+                },
                 "kernel": asdict(self._kernel),
                 "passthrough": asdict(self.passthrough.statistics()) if self.passthrough else None,
                 "hidden": {reason.value: count for reason, count in self.tree.hidden().items()},

@@ -49,7 +49,7 @@ def chunk_on(disk: Disk, version: ObjectVersion, number: int) -> bytes | None:
 def bury(disk: Disk, size: int) -> None:
     """Evict at least `size` bytes, if so many are there."""
     disk._index.bury(size)
-    disk._dig()
+    disk.room._dig()
 
 
 def no_space(*_: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lazyfs.cache import disk as disk_module
+from lazyfs.cache import room as room_module
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.ledger import Ledger
 from lazyfs.cache.memory import Memory
@@ -162,7 +162,7 @@ def test_the_bound_holds_at_every_moment(caches: CacheMaker, place: Path) -> Non
         sampler.join()
     assert 4 * MIB < most <= bound
     assert disk.used() <= bound
-    assert disk.evicted_bytes >= 80 * MIB
+    assert disk.room.evicted_bytes >= 80 * MIB
 
 
 def test_a_batch_larger_than_the_bound_is_kept_in_part(caches: CacheMaker) -> None:
@@ -317,11 +317,11 @@ def test_what_has_no_room_is_given_up_soon(caches: CacheMaker, monkeypatch: pyte
         return claim(*args)
 
     monkeypatch.setattr(disk._index, "claim", counted)
-    monkeypatch.setattr(disk, "_max_size", 4 * MIB)
+    monkeypatch.setattr(disk.room, "_max_size", 4 * MIB)
     monkeypatch.setattr(disk._index, "bury", lambda *_: 0)
     assert keep(disk, version, data, range(4, 20)) == 0
     assert len(claims) <= 10, claims
-    monkeypatch.setattr(disk, "_max_size", 13 * MIB)
+    monkeypatch.setattr(disk.room, "_max_size", 13 * MIB)
     assert 6 <= keep(disk, version, data, range(4, 20)) <= 8
 
 
@@ -332,7 +332,7 @@ def test_what_is_smaller_may_find_room_where_a_chunk_does_not(
     large, small = pattern(MIB, 1), pattern(20_000, 2)
     disk = caches.open(max_size=2 * MIB)
     monkeypatch.setattr(disk._index, "bury", lambda *_: 0)
-    monkeypatch.setattr(disk, "_max_size", disk.used() + disk_module.INDEX_SLACK + MIB // 2)
+    monkeypatch.setattr(disk.room, "_max_size", disk.used() + room_module.INDEX_SLACK + MIB // 2)
     batch = [verified(version_of("a", large), large, 0)]
     batch += [verified(version_of(f"small {number}", small), small, 0) for number in range(8)]
     assert disk.keep(batch) == 8

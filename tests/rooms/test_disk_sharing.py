@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.cache import directory
-from lazyfs.cache import disk as disk_module
+from lazyfs.cache import room as room_module
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.ledger import Ledger
@@ -73,14 +73,14 @@ def test_a_file_that_was_evicted_under_its_writer_takes_no_space(caches: CacheMa
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Ledger, "claims", lambda _: {})
             disk._index.bury_object(VERSION.object_id)
-        disk._dig()
+        disk.room._dig()
         write(file, offset, chunks)
 
     assert Ledger.claims is claims
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ToWrite, "write", evicted_first)
         assert keep(disk, VERSION, DATA, [2, 3]) == 0
-    disk._dig()
+    disk.room._dig()
     assert present(disk) == []
     assert allocated(place / "objects") == spoken_for(disk, place) == 0
     assert keep(disk, VERSION, DATA, [2, 3]) == 2
@@ -196,7 +196,7 @@ def test_who_waited_while_room_was_made_does_not_make_it_again(
         return got
 
     monkeypatch.setattr(directory, "_try_lock", watched)
-    monkeypatch.setattr(disk, "_patience", 60.0)
+    monkeypatch.setattr(disk.room, "_patience", 60.0)
     thread = threading.Thread(target=lambda: kept.append(keep(disk, VERSION, DATA, range(4))))
     with other.alone(0) as alone:
         assert alone
@@ -205,7 +205,7 @@ def test_who_waited_while_room_was_made_does_not_make_it_again(
         bury(disk, 5 * MIB)
     thread.join()
     assert kept == [4]
-    assert disk.evicted_bytes == 0, "what was evicted, the other evicted"
+    assert disk.room.evicted_bytes == 0, "what was evicted, the other evicted"
     assert disk._index.present_chunks(version_of("old-1", pattern(5 * MIB, 1)).object_id) == 5
     other.close()
 
@@ -214,7 +214,7 @@ def test_a_daemon_that_is_stuck_making_room_stops_nobody(
     caches: CacheMaker, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others wait for it once, keep what there is room for, and evict again when it is done."""
-    monkeypatch.setattr(disk_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(room_module, "PATIENCE", 0.05)
     disk = caches.open(max_size=8 * MIB)
     stuck = CacheDirectory(place, create=False)
     old = pattern(6 * MIB, 1)
@@ -222,11 +222,11 @@ def test_a_daemon_that_is_stuck_making_room_stops_nobody(
         assert alone
         assert keep(disk, version_of("old", old), old, range(4)) == 4, "there is room for these"
         assert keep(disk, VERSION, DATA, range(4)) == 0
-        assert disk._patience == 0.0
+        assert disk.room._patience == 0.0
         assert keep(disk, VERSION, DATA, range(4)) == 0
         assert present(disk, version_of("old", old), old) == list(range(4))
     assert keep(disk, VERSION, DATA, range(4)) > 0
-    assert disk._patience == disk_module.PATIENCE
+    assert disk.room._patience == room_module.PATIENCE
     stuck.close()
 
 
@@ -260,7 +260,7 @@ def test_a_file_that_another_daemon_has_open_gives_its_space_back(caches: CacheM
     with SecondDaemon(place) as second:
         assert second.ask("have", *SAME, *range(6)) == list(range(6))
         disk._index.bury_object(VERSION.object_id)
-        disk._dig()
+        disk.room._dig()
         open_there = list(Path(f"/proc/{second.pid}/fd").iterdir())
         deleted = [path.stat() for path in open_there if "(deleted)" in os.readlink(path)]
         assert deleted

@@ -480,10 +480,10 @@ def test_no_marks_are_kept_for_a_segment_that_went_meanwhile(caches: CacheMaker,
     keep(disk, version, data, [0, 1])
     disk.index.put_marks(version.object_id, {SEGMENT_CHUNKS + 1: bytes(ROW)})
     assert rows(disk) == {}
-    disk._max_size = disk.used() + MIB
+    disk.room._max_size = disk.used() + MIB
     disk.mark(version, [0, 1])
     assert rows(disk) == {}
-    disk._max_size = None
+    disk.room._max_size = None
     disk.mark(version, [0, 1])
     assert len(rows(disk)) == 1
 

@@ -4,16 +4,12 @@ from pathlib import Path
 
 from lazyfs.cache import pins
 from lazyfs.cache.directory import MODELS, USED, CacheDirectory
-from lazyfs.cache.disk import INDEX_SLACK
-from lazyfs.cache.room import Room
+from lazyfs.cache.disk import Disk
+from lazyfs.cache.room import INDEX_SLACK
 from lazyfs.objects import MIB
 from tests.rooms.building import PLACE, CacheMaker, keep, pattern, version_of
 
 DATA = pattern(4 * MIB)
-
-
-def room_at(place: Path, max_size: int) -> Room:
-    return Room(CacheDirectory(place, create=False), max_size=max_size, min_free=0)
 
 
 def test_what_models_take_is_off_the_bound_of_chunks(place: Path, caches: CacheMaker) -> None:
@@ -36,7 +32,8 @@ def test_chunks_go_by_their_last_use_and_pinned_ones_stay(place: Path, caches: C
     with disk.index.change() as (txn, tables):
         pins.put(txn, tables.pins, pins.Pin(PLACE, "kept/"))
     caches.close(disk)
-    room = room_at(place, 12 * MIB)
+    disk = Disk(CacheDirectory(place, create=False), max_size=12 * MIB, min_free=0)
+    room = disk.room
     try:
         assert 4 * MIB <= room.chunks_size() < 5 * MIB
         lacking = room.lacking(6 * MIB, 0)
@@ -44,9 +41,9 @@ def test_chunks_go_by_their_last_use_and_pinned_ones_stay(place: Path, caches: C
         assert room.oldest_use() is not None
         assert room.evict(lacking) == 4 * MIB
         assert room.lacking(6 * MIB, 0) <= 0
-        assert room.cached_chunks(old) == 0
-        assert room.cached_chunks(pinned) == 4
+        assert disk.cached_chunks(old) == 0
+        assert disk.cached_chunks(pinned) == 4
         assert room.evict(MIB) == 0
         assert room.oldest_use() is None
     finally:
-        room.close()
+        disk.close()

@@ -57,7 +57,6 @@ class SimulatedDisk(Disk):
         self._generations: dict[bytes, int] = {}
         self._verdicts: dict[bytes, bytes] = {}
         self._latest = 0
-        self.evicted_bytes = 0
         self.discards = 0
         self.rotted = 0
         self.rewritten = 0
