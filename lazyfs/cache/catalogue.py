@@ -6,8 +6,8 @@ Blocks, for as long as there are many objects, and is meant for a thread of its 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from lazyfs.cache import holdings
 from lazyfs.cache.index import Index
-from lazyfs.cache.ledger import Ledger
 from lazyfs.cache.pins import PinSet, load
 from lazyfs.cache.records import OBJECT, names_of
 from lazyfs.objects import CHUNK_SIZE
@@ -54,7 +54,13 @@ def known(index: Index) -> Iterator[Known]:
 def holds(index: Index, object_id: bytes) -> bool:
     """Whether anything of the object takes room on disk: chunks, or parts of such."""
     with index.look() as (txn, tables):
-        return Ledger(txn, tables).holds(object_id)
+        return holdings.holds(txn, tables, object_id)
+
+
+def taken(index: Index, object_id: bytes) -> int:
+    """Bytes of disk that the object takes, chunks that are here in part included."""
+    with index.look() as (txn, tables):
+        return holdings.taken(txn, tables, object_id)
 
 
 def pins(index: Index) -> PinSet:
@@ -64,6 +70,8 @@ def pins(index: Index) -> PinSet:
 
 
 def pinned_bytes(index: Index, wanted: Callable[[Known], bool] = lambda _: True) -> int:
-    """Cached bytes of what is pinned."""
+    """Bytes of disk that what is pinned takes, chunks that are here in part included: no eviction gives them back."""
     held = pins(index)
-    return sum(one.cached for one in known(index) if wanted(one) and held.cover(one.place, one.key)) if held else 0
+    if not held:
+        return 0
+    return sum(taken(index, one.object_id) for one in known(index) if wanted(one) and held.cover(one.place, one.key))

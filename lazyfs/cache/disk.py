@@ -23,7 +23,7 @@ from lazyfs.cache import readback
 from lazyfs.cache.answer import Answer
 from lazyfs.cache.batches import Verified as Verified  # noqa: PLC0414 - others know it from here
 from lazyfs.cache.batches import in_runs, size_on_disk
-from lazyfs.cache.catalogue import holds
+from lazyfs.cache.catalogue import holds, taken
 from lazyfs.cache.directory import CacheDirectory, unusable
 from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
@@ -97,6 +97,13 @@ class Disk:
     def cached_bytes(self, version: ObjectVersion) -> int:
         """Bytes of the version that are on disk, to a chunk."""
         return min(version.size, self.cached_chunks(version) * CHUNK_SIZE)
+
+    def taken(self, version: ObjectVersion) -> int:
+        """Bytes that the version takes here, chunks that are here in part included; 0 also when the index fails."""
+        try:
+            return taken(self._index, version.object_id)
+        except CacheUnavailable:
+            return 0
 
     def listing(self, key: bytes) -> bytes | None:
         """A listing kept under `key`; None also when the index fails."""

@@ -12,9 +12,10 @@ of all processes come one after the other:
 Must not know lmdb itself (a transaction is given), paths or descriptors.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from lazyfs.cache.answer import Answer
+from lazyfs.cache.holdings import has_parts
 from lazyfs.cache.pins import PinSet, apart, is_apart, load
 from lazyfs.cache.records import (
     CHUNK_SUMS,
@@ -29,7 +30,6 @@ from lazyfs.cache.records import (
     chunks_of,
     names_of,
     number_of,
-    parts_in,
     put_blocks,
     run_key,
     run_of,
@@ -107,7 +107,7 @@ class Ledger:
                 self._put_grave(Run(run.object_id, run.generation, 0, WHOLE_FILE), 0)
             return
         _, size, present = OBJECT.unpack_from(found)
-        if present == 0 and not others and not self._has_parts(run.object_id):
+        if present == 0 and not others and not has_parts(self._txn, self._at, run.object_id):
             self._bury_object(run.object_id, found)
             return
         for number in range(run.first, min(run.stop, chunks_of(size))):
@@ -122,14 +122,6 @@ class Ledger:
         key = segment_key(object_id, number // SEGMENT_CHUNKS)
         value = self._txn.get(key, db=self._at.segments)
         return value is not None and sound(key, value) and bool(taken_in(value) >> number % SEGMENT_CHUNKS & 1)
-
-    def _has_parts(self, object_id: bytes, but: bytes = b"") -> bool:
-        """Whether chunks of the object are here in part, in segments other than `but`."""
-        return any(parts_in(value) for key, value in self._records_of(object_id) if key != but)
-
-    def holds(self, object_id: bytes) -> bool:
-        """Whether anything of the object takes room on disk: chunks, or parts of such."""
-        return any(taken_in(value) for _, value in self._records_of(object_id))
 
     def claims(self) -> dict[int, list[Run]]:
         """What every daemon is writing."""
@@ -282,7 +274,7 @@ class Ledger:
         if any(run.overlaps(other) for other in mine):
             return None
         bits, taken = HEAD.unpack_from(value)[2], taken_in(value)
-        if present <= bits.bit_count() and not mine and not self._has_parts(object_id, but=key):
+        if present <= bits.bit_count() and not mine and not has_parts(self._txn, self._at, object_id, but=key):
             return self._bury_object(object_id, found)
         self._forget_segment(key)
         self._put_present(object_id, found, -bits.bit_count())
@@ -304,13 +296,6 @@ class Ledger:
                 freed += segment_size(size, segment, taken) - bits.bit_count() * CHUNK_SIZE
         self._txn.delete(object_id, db=self._at.objects)
         return self._put_grave(Run(object_id, generation, 0, WHOLE_FILE), freed)
-
-    def _records_of(self, object_id: bytes) -> Iterator[tuple[bytes, Record]]:
-        """The object's segments whose records are sound."""
-        for key in segments_of(self._txn, self._at, object_id):
-            value = self._txn.get(key, db=self._at.segments)
-            if value is not None and sound(key, value):
-                yield key, value
 
     # ---- records
 

@@ -11,7 +11,7 @@ from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.sums import block_sums
 from lazyfs.errors import CacheUnavailable
-from lazyfs.objects import CHUNK_SIZE, ObjectVersion
+from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, ObjectVersion
 
 PLACE = "http://127.0.0.1|models"
 
@@ -30,6 +30,13 @@ def verified(version: ObjectVersion, data: bytes, number: int) -> Verified:
     """Chunk `number` of an object that holds `data`, ready to be kept."""
     view = memoryview(data)[number * CHUNK_SIZE : number * CHUNK_SIZE + version.chunk_length(number)]
     return Verified(version, number, view, block_sums(view))
+
+
+def part(version: ObjectVersion, data: bytes, number: int, first: int, stop: int) -> Verified:
+    """Blocks [first, stop) of a chunk, ready to be kept."""
+    view = memoryview(data)[number * CHUNK_SIZE : number * CHUNK_SIZE + version.chunk_length(number)]
+    view = view[first * BLOCK_SIZE : stop * BLOCK_SIZE]
+    return Verified(version, number, view, block_sums(view), first)
 
 
 def keep(disk: Disk, version: ObjectVersion, data: bytes, numbers: Sequence[int]) -> int:

@@ -11,25 +11,17 @@ import trio.testing
 from lazyfs.cache.catalogue import holds
 from lazyfs.cache.checking import check
 from lazyfs.cache.chunks import ChunkCache
-from lazyfs.cache.disk import Disk, Verified
+from lazyfs.cache.disk import Disk
 from lazyfs.cache.objectfile import ToWrite
 from lazyfs.cache.records import ABSENT, HEAD, Run, chunk_size, segment_key
-from lazyfs.cache.sums import block_sums
 from lazyfs.cache.sweep import entries
 from lazyfs.errors import CacheUnavailable, ObjectChanged
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, GIB, KIB, MIB, ObjectVersion
 from lazyfs.reading.streams import Streams
 from lazyfs.reading.windows import ALONE, Budget
-from tests.rooms.building import CacheMaker, allocated, bury, chunk_on, keep, no_space, pattern, version_of
+from tests.rooms.building import CacheMaker, allocated, bury, chunk_on, keep, no_space, part, pattern, version_of
 from tests.rooms.caching import caching
 from tests.rooms.memory_store import Fault, MemoryStore, Valve, in_turn
-
-
-def part(version: ObjectVersion, data: bytes, number: int, first: int, stop: int) -> Verified:
-    """Blocks [first, stop) of a chunk, ready to be kept."""
-    view = memoryview(data)[number * CHUNK_SIZE : number * CHUNK_SIZE + version.chunk_length(number)]
-    view = view[first * BLOCK_SIZE : stop * BLOCK_SIZE]
-    return Verified(version, number, view, block_sums(view), first)
 
 
 def spoken_for(disk: Disk) -> int:

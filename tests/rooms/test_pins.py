@@ -14,7 +14,7 @@ from lazyfs.cache.index import Index
 from lazyfs.cache.pins import Pin, PinSet
 from lazyfs.errors import UsageError
 from lazyfs.objects import MIB
-from tests.rooms.building import PLACE, CacheMaker, bury, chunk_on, keep, pattern, version_of
+from tests.rooms.building import PLACE, CacheMaker, bury, chunk_on, keep, part, pattern, version_of
 from tests.rooms.second_daemon import SecondDaemon
 
 DATA = pattern(2 * MIB)
@@ -90,6 +90,23 @@ def test_eviction_leaves_what_is_pinned(caches: CacheMaker) -> None:
     bury(disk, 2 * MIB)
     assert there(disk) == ["a/two", "b/one", "b/two"]
     assert len(uses(disk)) == 3
+
+
+def test_what_is_pinned_takes_room_for_chunks_that_are_here_in_part(caches: CacheMaker) -> None:
+    """Each as much as a whole one, the short last one as much as there is of it; what is not pinned counts for none."""
+    data = pattern(3 * MIB + 5000)
+    pinned, other = version_of("a/one", data), version_of("b/one", data)
+    disk = caches.open()
+    for version in (pinned, other):
+        assert disk.keep([part(version, data, 0, 2, 3), part(version, data, 3, 0, 1)]) == 2
+    assert keep(disk, pinned, data, [1]) == 1
+    pin(disk, "a/")
+    assert catalogue.pinned_bytes(disk.index) == disk.taken(pinned) == 2 * MIB + 8192
+    assert catalogue.taken(disk.index, other.object_id) == MIB + 8192
+    assert disk.room.chunks_size() == MIB + 8192
+    keep(disk, pinned, data, [0, 2, 3])
+    assert catalogue.pinned_bytes(disk.index) == 3 * MIB + 8192
+    assert disk.taken(version_of("c", data)) == 0
 
 
 def test_another_daemon_keeps_to_it(caches: CacheMaker, place: Path) -> None:

@@ -19,7 +19,7 @@ from lazyfs.cache.warming import Wanted, Warmer, Warming
 from lazyfs.errors import AccessDenied, Corrupt
 from lazyfs.objects import MIB, ObjectVersion
 from lazyfs.stores.base import Arrived, Claim
-from tests.rooms.building import PLACE, CacheMaker, chunk_on, keep, pattern, version_of
+from tests.rooms.building import PLACE, CacheMaker, chunk_on, keep, part, pattern, version_of
 from tests.rooms.memory_store import Fault, MemoryStore, Valve
 
 DATA = pattern(5 * MIB + 70_001)
@@ -182,6 +182,21 @@ async def test_what_cannot_fit_is_not_begun(caches: CacheMaker) -> None:
         assert (await over(warmer.start("job-again", of(wanted)))).outcome == "warm"
         assert bench.disk.generation(pinned) is not None
         assert bench.disk.used() <= 14 * MIB
+
+
+async def test_parts_of_what_is_pinned_stay_as_well(caches: CacheMaker) -> None:
+    """And are not in the way of what they are parts of."""
+    bench = Bench(caches.open(max_size=8 * MIB))
+    data = pattern(4 * MIB)
+    pinned, wanted = bench.store.put("pinned", data), bench.store.put("k", pattern(5 * MIB, 1))
+    assert bench.disk.keep([part(pinned, data, number, 0, 1) for number in range(4)]) == 4
+    with bench.disk.index.change() as (txn, tables):
+        pins.put(txn, tables.pins, Pin(PLACE, "pinned"))
+    async with bench.running() as (_, warmer):
+        refused = await over(warmer.start("job-wanted", of(wanted)))
+        assert "beside 4.0 MiB that are pinned or open" in refused.words
+        assert bench.store.gets() == []
+        assert (await over(warmer.start("job-pinned", of(pinned)))).outcome == "warm"
 
 
 async def test_what_is_open_is_not_what_goes(caches: CacheMaker) -> None:
