@@ -3,6 +3,9 @@
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import cast
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 import trio
@@ -11,10 +14,13 @@ import trio.testing
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.threads import QUICK, DiskThreads, Threads
+from lazyfs.filesystem.control import Control
 from lazyfs.filesystem.files import OpenFile, OpenFiles
+from lazyfs.filesystem.fuse import Operations
 from lazyfs.filesystem.nodes import Branch, File
 from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import KIB, MIB
+from lazyfs.reading.streams import Streams
 from lazyfs.reading.windows import Budget
 from tests.rooms.building import PLACE, CacheMaker, keep, pattern
 from tests.rooms.memory_store import MemoryStore
@@ -146,6 +152,44 @@ async def test_what_follows_from_a_touch_is_decided_after_it(caches: CacheMaker)
         opened.after()
         assert b"".join(await opened.wait(start, SMALL_READ)) == data[start : start + SMALL_READ]
         assert store.gets() == []
+
+
+async def test_a_defect_in_what_follows_from_a_touch_is_said_and_ends_nothing(
+    caches: CacheMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reader has his bytes by then, and the next touch is one like any other."""
+    data = pattern(8 * MIB)
+    async with warm_file(caches, data) as (_, _, _, opened):
+        operations = Operations(
+            tree=cast(Tree, None),
+            files=cast(OpenFiles, SimpleNamespace(get=lambda _: opened)),
+            total_size=AsyncMock(),
+            report=bytes,
+            xattrs=lambda _: {},
+            control=cast(Control, None),
+            opened=lambda _: None,
+            passthrough=None,
+            negative_ttl=0.0,
+            uid=0,
+            gid=0,
+            file_mode=0o444,
+            dir_mode=0o555,
+            started_ns=0,
+        )
+
+        def touch(offset: int) -> bool:
+            found = operations.read_now(1, offset, 4 * KIB)
+            operations.read_done()
+            return not isinstance(found, int | None) and b"".join(found) == data[offset : offset + 4 * KIB]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Streams, "observe", Mock(side_effect=RuntimeError("observed")))
+            assert touch(5 * MIB)
+        assert operations.failures == 1
+        assert "a defect in what follows from a read of 'k', which was answered" in caplog.text
+        assert opened.state().read_bytes == 0
+        assert touch(3 * MIB)
+        assert (operations.failures, opened.state().read_bytes) == (1, 4 * KIB)
 
 
 async def test_touches_stay_on_the_loop_while_the_disk_is_quick() -> None:
