@@ -106,20 +106,24 @@ class Writer:
     async def flush(self) -> None:
         """Write everything that is queued now."""
         while self._queue:
+            await trio.lowlevel.checkpoint_if_cancelled()
             batch = [self._queue.popleft() for _ in range(min(WRITE_BATCH, len(self._queue)))]
             self._batches += 1
             now = trio.current_time()
             for _, _, queued in batch:
                 self.waits.add(now - queued)
+            kept = 0
             try:
-                kept = await self.step(self._disk.keep, [verified for verified, _, _ in batch]) or 0
+                # What waits is not only the caller's: it is not lost with whoever is cancelled.
+                with trio.CancelScope(shield=True):
+                    kept = await self.step(self._disk.keep, [verified for verified, _, _ in batch]) or 0
             finally:
                 self._batches -= 1
-            self.kept += kept
-            self.unkept += len(batch) - kept
-            for _, chunk, _ in batch:
-                self._memory.unpin(chunk)
-            self._made_room()
+                self.kept += kept
+                self.unkept += len(batch) - kept
+                for _, chunk, _ in batch:
+                    self._memory.unpin(chunk)
+                self._made_room()
             if self.on_kept is not None:
                 for version in {verified.version for verified, _, _ in batch}:
                     self.on_kept(version)
