@@ -63,6 +63,18 @@ def taken(index: Index, object_id: bytes) -> int:
         return holdings.taken(txn, tables, object_id)
 
 
+def claimed(index: Index, but: int) -> int:
+    """Bytes that other daemons than this one are about to write."""
+    with index.look() as (txn, tables):
+        return holdings.claimed(txn, tables, but)
+
+
+def whole(index: Index, object_id: bytes, generation: int) -> bool:
+    """Whether all of an object is in its file of this generation, by the records of all its segments."""
+    with index.look() as (txn, tables):
+        return holdings.whole(txn, tables, object_id, generation)
+
+
 def pins(index: Index) -> PinSet:
     """All pins."""
     with index.look() as (txn, tables):

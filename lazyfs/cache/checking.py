@@ -8,6 +8,7 @@ Nothing is written unless it is to be mended, but for this program's own place a
 left (claims and graves) is no damage: the next mount clears it, and so does mending.
 """
 
+import contextlib
 import mmap
 import re
 import stat
@@ -17,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lazyfs.cache.audit import cut_short, verify
+from lazyfs.cache.books import USED
 from lazyfs.cache.digest import AT_ONCE
 from lazyfs.cache.directory import MARK, MODELS, OPEN_MARK, CacheDirectory
 from lazyfs.cache.index import Index
-from lazyfs.cache.ledger import USED, Ledger
+from lazyfs.cache.ledger import Ledger
 from lazyfs.cache.objectfile import ObjectFiles
 from lazyfs.cache.readback import blocks_right, filled
 from lazyfs.cache.records import (
@@ -248,8 +250,10 @@ class _Check:
             if place in loose:
                 continue
             if place not in known:
-                self._problem("stray", f"the object file {files.path(*place).name} is not in the index")
-                if self._mend:
+                read = files.is_lent(*place)
+                words = f"the object file {files.path(*place).name} is not in the index"
+                self._problem("stray", words + ", and is still read" * read, mended=self._mend and not read)
+                if self._mend and not read:
                     files.clear(Run(*place, 0, WHOLE_FILE))
             elif size > known[place] + FILE_OVERHEAD:
                 self._problem("file", f"{names[place[0]]}: its file takes {size} bytes, {known[place]} are known")
@@ -324,8 +328,9 @@ class _Check:
 
     def _dig(self, index: Index, files: ObjectFiles) -> None:
         for run in index.graves():
-            files.clear(run)
-            index.dug([run])
+            with contextlib.suppress(BlockingIOError):  # it is still read, and is cleared by who starts after that
+                files.clear(run)
+                index.dug([run])
 
 
 def _rows(txn: Transaction, table: object) -> Iterator[tuple[bytes, bytes]]:

@@ -315,13 +315,11 @@ class ChunkCache:
             version, disk=self._disk, memory=self._memory, writer=writer, flights=self._flights, landing=landing
         )
 
-    async def evict(self, objects: Sequence[tuple[bytes, int]]) -> tuple[int, int]:
-        """Drop what is on disk, and in memory unless it is in use, of objects by their ids and sizes: how many bytes of
-        disk were freed, and how many objects stay since they are being written. Readers bring again what they need."""
-        dropped = await self.workers.write(self._disk.drop, [object_id for object_id, _ in objects])
-        for object_id, size in objects:
-            for number in chunk_range(0, size):
-                self._memory.forget((object_id, number))
+    async def evict(self, objects: Sequence[bytes]) -> tuple[int, int]:
+        """Drop what is on disk, and in memory unless it is in use, of objects by their ids: how many bytes of disk were
+        freed, and how many objects stay since they are being written. Readers bring again what they need."""
+        dropped = await self.workers.write(self._disk.drop, objects)
+        self._memory.forget_objects(set(objects))
         return dropped
 
     def coming(self, version: ObjectVersion) -> list[int]:

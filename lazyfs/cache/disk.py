@@ -23,13 +23,14 @@ from lazyfs.cache import readback
 from lazyfs.cache.answer import Answer
 from lazyfs.cache.batches import Verified as Verified  # noqa: PLC0414 - others know it from here
 from lazyfs.cache.batches import in_runs, size_on_disk
-from lazyfs.cache.catalogue import holds, taken
+from lazyfs.cache.catalogue import holds, taken, whole
 from lazyfs.cache.directory import CacheDirectory, unusable
 from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
 from lazyfs.cache.opening import open_index
 from lazyfs.cache.records import Kept, Written
-from lazyfs.cache.room import PATIENCE, Room
+from lazyfs.cache.room import INDEX_SLACK, PATIENCE, Room
+from lazyfs.cache.verdicts import unpack
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, ObjectVersion
 
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 CLAIMS = 3
 """How often a write claims space while others forget what it writes into."""
+
+TOUCHED = 32
+"""Segments whose use is written in one transaction: half a MiB of pages."""
 
 QUIET = 60.0
 """Seconds between two words in the log about a disk that fails."""
@@ -130,10 +134,15 @@ class Disk:
         except CacheUnavailable:
             return None
 
-    def forget(self, version: ObjectVersion) -> None:
-        """Drop everything that is kept of a version. Blocks."""
-        if self._index.bury_object(version.object_id):
-            self.room.clear()
+    def forget(self, version: ObjectVersion) -> bool:
+        """Drop everything that is kept of a version; False while somebody writes it. Blocks."""
+        object_id = version.object_id
+        self._index.bury_object(object_id)
+        if holds(self._index, object_id):
+            self.room.tidy()  # who writes it may be dead
+            self._index.bury_object(object_id)
+        self.room.clear()
+        return not holds(self._index, object_id)
 
     def drop(self, objects: Sequence[bytes]) -> tuple[int, int]:
         """Forget these objects and give their space back: how many bytes, and of how many objects nothing could go,
@@ -144,13 +153,27 @@ class Disk:
         return sum(freed), len(left)
 
     def lend(self, version: ObjectVersion, generation: int) -> int | None:
-        """See `ObjectFiles.lend`; of the file of this generation."""
+        """See `ObjectFiles.lend`; of the file of this generation, if all of the version is in it: where it has holes
+        nothing would tell its reader."""
+        if not self._is_whole(version, generation):
+            return None
         return self._files.lend(version.object_id, generation, version.size)
+
+    def _is_whole(self, version: ObjectVersion, generation: int) -> bool:
+        """Whether all of the version is in the file of this generation, whatever was counted; False also when the index
+        fails."""
+        try:
+            return whole(self._index, version.object_id, generation)
+        except CacheUnavailable as error:
+            self._failed(error)
+            return False
 
     def path(self, version: ObjectVersion) -> str:
         """Where the version's object file is, if all of its chunks are in it; else empty."""
         generation = self.generation(version)
-        return "" if generation is None or not version.size else str(self._files.path(version.object_id, generation))
+        if generation is None or not version.size or not self._is_whole(version, generation):
+            return ""
+        return str(self._files.path(version.object_id, generation))
 
     @property
     def index(self) -> Index:
@@ -197,7 +220,7 @@ class Disk:
         generations = {object_id: self._index.generation(version) for object_id, version in versions.items()}
         runs = in_runs(chunks, generations)
         size = sum(map(size_on_disk, chunks))
-        answer = self.room.claim([run for run, _ in runs], size)
+        answer = self.room.claim([run for run, _ in runs], size, versions.values())
         if answer is Answer.STALE and attempts > 1:
             # Making room took the very object that is written; its next file has another name.
             return self._keep(chunks, attempts - 1, refused)
@@ -230,13 +253,26 @@ class Disk:
         return self._index.settle(self._directory.daemon, written)
 
     def touch(self, segments: set[tuple[bytes, int]]) -> None:
-        """These (object_id, segment) were read. Blocks."""
-        self._index.touch(segments)
+        """These (object_id, segment) were read. Some at a time, so that a commit writes on the pages that the one
+        before has left, and not at all while the index is larger than it may be: it never gets smaller. Blocks."""
+        left = list(segments)
+        while left and self._index.used() <= self.room.bound() + INDEX_SLACK // 2:
+            self._index.touch(left[-TOUCHED:])
+            del left[-TOUCHED:]
 
     def discard(self, version: ObjectVersion, number: int) -> None:
-        """Forget one chunk whose bytes on disk are wrong. Blocks."""
-        if self._index.discard(version.object_id, number):
-            self.room.clear()
+        """Forget one chunk whose bytes on disk are wrong, and that all of the version agreed with its digest: what is
+        fetched in its place was not compared. Blocks."""
+        self._open_again(version)
+        if not self._index.discard(version.object_id, number):
+            self.room.tidy()  # who writes it may be dead
+            self._index.discard(version.object_id, number)
+        self.room.clear()
+
+    def _open_again(self, version: ObjectVersion) -> None:
+        found = unpack(self._index.verdict(version.object_id))
+        if found is not None and not found.wrong:
+            self._index.put_verdict(version.object_id, b"")
 
     def close(self) -> None:
         """Flush the index and leave the directory. Whoever still asks for something is told that it is not there."""

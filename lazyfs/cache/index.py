@@ -38,7 +38,8 @@ from typing import Any
 import lmdb
 
 from lazyfs.cache.answer import Answer
-from lazyfs.cache.ledger import USED, Ledger, Lent, not_lent
+from lazyfs.cache.books import USED
+from lazyfs.cache.ledger import Ledger, Lent, not_lent
 from lazyfs.cache.marks import kept_in, put
 from lazyfs.cache.records import (
     HEAD,
@@ -212,26 +213,27 @@ class Index:
     # ---- writing, in the writer's thread
 
     def generation(self, version: ObjectVersion) -> int:
-        """The generation of the version's object file, a new random one if the index does not know the object yet."""
-        fresh = object_record(int.from_bytes(os.urandom(4), "little"), version)
+        """The generation of the version's object file; if the index does not know the object, a new random one, with
+        which it may be claimed."""
         with _BORDER:
             self._mend()
-            with self._lock, self._env.begin(db=self._objects) as reading:
-                value: bytes | memoryview | None = reading.get(version.object_id)
-        if value is None:
-            with self._transaction() as txn:
-                txn.put(version.object_id, fresh, overwrite=False, db=self._objects)
-                value = txn.get(version.object_id, db=self._objects)
-        with _BORDER:
-            return int(OBJECT.unpack_from(value or fresh)[0])
+            with self._lock, self._env.begin(db=self._objects) as txn:
+                value = txn.get(version.object_id)
+            return int(OBJECT.unpack_from(value)[0] if value else int.from_bytes(os.urandom(4), "little"))
 
-    def claim(self, daemon: int, runs: list[Run], size: int, bound: int) -> Answer:
+    def claim(
+        self, daemon: int, runs: list[Run], size: int, bound: int, versions: Iterable[ObjectVersion] = ()
+    ) -> Answer:
         """Speak for `size` bytes before they are written into `runs`, if `used` then stays within `bound` bytes.
+        Objects of `versions` need not be known; for one of which nothing can be kept there would be a record for ever.
 
         The runs are remembered, so that whoever finds the claim of a dead daemon can clear what it left.
         """
+        generations = {run.object_id: run.generation for run in runs}
+        wanted = [version for version in versions if version.object_id in generations]
+        fresh = {one.object_id: object_record(generations[one.object_id], one) for one in wanted}
         with self._writing() as ledger:
-            return ledger.claim(daemon, runs, size, bound - self.own_size())
+            return ledger.claim(daemon, runs, size, bound - self.own_size(), fresh)
 
     def settle(self, daemon: int, written: list[Written]) -> int:
         """End the daemon's claim: what was written is present, the rest of what it claimed is buried.
@@ -242,7 +244,7 @@ class Index:
         with self._writing() as ledger:
             return ledger.settle(daemon, written, time.time_ns())
 
-    def touch(self, segments: set[tuple[bytes, int]]) -> None:
+    def touch(self, segments: Iterable[tuple[bytes, int]]) -> None:
         """These (object_id, segment) were read now."""
         with self._writing() as ledger:
             ledger.touch(segments, time.time_ns())

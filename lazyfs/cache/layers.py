@@ -118,7 +118,7 @@ class LayeredDisk(Disk):
         """See `Disk.lend`."""
         if generation < LOWER:
             return super().lend(version, generation)
-        if generation >= MIXED:
+        if generation >= MIXED or not self._lower.whole(version.object_id, generation - LOWER):
             return None
         return self._lower.files.lend(version.object_id, generation - LOWER, version.size)
 
@@ -127,21 +127,24 @@ class LayeredDisk(Disk):
         generation = self.generation(version)
         if generation is None or generation < LOWER:
             return super().path(version)
-        return "" if generation >= MIXED else str(self._lower.files.path(version.object_id, generation - LOWER))
+        if generation >= MIXED or not self._lower.whole(version.object_id, generation - LOWER):
+            return ""
+        return str(self._lower.files.path(version.object_id, generation - LOWER))
 
     def discard(self, version: ObjectVersion, number: int) -> None:
         """See `Disk.discard`."""
         # As `kept` chooses.
         below = self._lower.kept(version.object_id, number) is not None
         if below and super().kept(version.object_id, number) is None:
+            self._open_again(version)
             self._lower.discard(version.object_id, number)
         else:
             super().discard(version, number)
 
-    def forget(self, version: ObjectVersion) -> None:
+    def forget(self, version: ObjectVersion) -> bool:
         """See `Disk.forget`: of the lower layer as long as this daemon lives."""
         self._lower.hide(version.object_id)
-        super().forget(version)
+        return super().forget(version)
 
     def close(self) -> None:
         """See `Disk.close`."""

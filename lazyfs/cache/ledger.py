@@ -12,9 +12,10 @@ of all processes come one after the other:
 Must not know lmdb itself (a transaction is given), paths or descriptors.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from lazyfs.cache.answer import Answer
+from lazyfs.cache.books import Books
 from lazyfs.cache.holdings import has_parts
 from lazyfs.cache.pins import PinSet, apart, is_apart, load
 from lazyfs.cache.records import (
@@ -28,6 +29,7 @@ from lazyfs.cache.records import (
     Written,
     chunk_size,
     chunks_of,
+    daemon_key,
     names_of,
     number_of,
     put_blocks,
@@ -39,11 +41,8 @@ from lazyfs.cache.records import (
     sound,
     taken_in,
 )
-from lazyfs.cache.sums import seal
-from lazyfs.cache.tables import LRU_KEY_SIZE, Tables, Transaction, segments_of
+from lazyfs.cache.tables import LRU_KEY_SIZE, segments_of
 from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS
-
-USED = b"used"
 
 Lent = Callable[[bytes, int], bool]
 """Whether the object file of an (object_id, generation) is read past the index, which only complete ones are."""
@@ -54,29 +53,28 @@ def not_lent(_object_id: bytes, _generation: int) -> bool:
     return False
 
 
-class Ledger:
+class Ledger(Books):
     """The books, open in one write transaction."""
-
-    def __init__(self, txn: Transaction, tables: Tables) -> None:
-        self._txn = txn
-        self._at = tables
 
     # ---- space for what is about to be written
 
-    def claim(self, daemon: int, runs: list[Run], size: int, bound: int) -> Answer:
-        """Speak for `size` bytes before they are written into `runs`, if `used` then stays within `bound`."""
-        if self._txn.get(_name(daemon), db=self._at.claims) is not None:
+    def claim(self, daemon: int, runs: list[Run], size: int, bound: int, fresh: Mapping[bytes, bytes]) -> Answer:
+        """Speak for `size` bytes before they are written into `runs`, if `used` then stays within `bound`. `fresh` are
+        the records of objects that may not be known yet; they are from here on if the claim is granted."""
+        if self._txn.get(daemon_key(daemon), db=self._at.claims) is not None:
             return Answer.BLOCKED
         for run in runs:
-            found = self._txn.get(run.object_id, db=self._at.objects)
-            if found is None or OBJECT.unpack_from(found)[0] != run.generation:
+            found = self._txn.get(run.object_id, db=self._at.objects) or fresh.get(run.object_id)
+            if found is None or OBJECT.unpack_from(found)[0] != run.generation or self._forgotten(run):
                 return Answer.STALE
         if any(grave.overlaps(run) for grave in self.graves() for run in runs):
             return Answer.BLOCKED
         if self._used() + size > bound:
             return Answer.NO_ROOM
+        for object_id in {run.object_id for run in runs} & fresh.keys():
+            self._txn.put(object_id, fresh[object_id], overwrite=False, db=self._at.objects)
         packed = b"".join(run_key(run) for run in runs)
-        self._txn.put(_name(daemon), size.to_bytes(8, "little") + packed, db=self._at.claims)
+        self._txn.put(daemon_key(daemon), size.to_bytes(8, "little") + packed, db=self._at.claims)
         self._change_used(size)
         return Answer.GRANTED
 
@@ -86,7 +84,7 @@ class Ledger:
         A chunk whose object file has another generation by now is not counted; nor is one that is present already.
         One that is here in part takes the room of a whole one, from its first block on. Returns how many were counted.
         """
-        value = self._txn.pop(_name(daemon), db=self._at.claims)
+        value = self._txn.pop(daemon_key(daemon), db=self._at.claims)
         if value is None:
             return 0
         added = self._add(written, now)
@@ -97,6 +95,17 @@ class Ledger:
             if any((run.object_id, number) not in taken for number in range(run.first, run.stop)):
                 self._bury_missing(run, [other for other in claimed if other.object_id == run.object_id])
         return len(added)
+
+    def _forgotten(self, run: Run) -> bool:
+        """Whether the object of a run had to be forgotten, for a record of the run's segments is damaged. What that
+        spoke for is not known: chunks put in its place would be counted twice, and an object with holes be complete."""
+        for segment in range(run.first // SEGMENT_CHUNKS, (run.stop - 1) // SEGMENT_CHUNKS + 1):
+            key = segment_key(run.object_id, segment)
+            value = self._txn.get(key, db=self._at.segments)
+            if value is not None and not sound(key, value):
+                self.bury_object(run.object_id)
+                return self._txn.get(run.object_id, db=self._at.objects) is None
+        return False
 
     def _bury_missing(self, run: Run, others: list[Run]) -> None:
         """Graves for the chunks of an ended claim that are not present, and that nobody else is writing: there may be
@@ -153,7 +162,9 @@ class Ledger:
         generation = chunks[0].generation
         value = self._txn.get(key, db=self._at.segments)
         last_use, bits, sums = 0, 0, bytearray(SUMS_SIZE)
-        if value is not None and sound(key, value):
+        if value is not None:
+            if not sound(key, value):
+                return []  # somebody else writes the object, or `claim` had forgotten it
             before, last_use, bits = HEAD.unpack_from(value)
             if before == generation:
                 sums[:] = value[HEAD.size : -8]
@@ -196,6 +207,14 @@ class Ledger:
         claimed = [run for runs in self.claims().values() for run in runs]
         pins = load(self._txn, self._at.pins)
         freed, position = 0, b""
+        # Asked once for each object: one of 100 GB that is lent, and so used longest ago, has 1,600 segments.
+        stays: dict[bytes, bool] = {}
+
+        def is_lent(object_id: bytes, generation: int) -> bool:
+            if object_id not in stays:
+                stays[object_id] = lent(object_id, generation)
+            return stays[object_id]
+
         while freed < size:
             with self._txn.cursor(self._at.lru) as cursor:
                 if not cursor.set_range(position):
@@ -210,7 +229,7 @@ class Ledger:
                 self._txn.delete(entry, db=self._at.lru)
                 self._txn.put(apart(entry), b"", db=self._at.lru)
                 continue
-            bytes_ = self._bury_segment(entry[8:], claimed, lent)
+            bytes_ = None if stays.get(entry[8:-4]) else self._bury_segment(entry[8:], claimed, is_lent)
             if bytes_ is None:
                 position = entry + b"\0"
                 continue
@@ -282,62 +301,20 @@ class Ledger:
 
     def _bury_object(self, object_id: bytes, found: Record) -> int:
         """Forget the object, its segments and their uses; one grave for the whole file."""
-        generation, size, present = OBJECT.unpack_from(found)
-        freed = present * CHUNK_SIZE
+        generation, size, lost = OBJECT.unpack_from(found)
+        freed, damaged = 0, False
         # Those that there are, and not those that the size says: a damaged record says 2^60 bytes.
         for key in list(segments_of(self._txn, self._at, object_id)):
             segment = int.from_bytes(key[len(object_id) :], "big")
             value = self._forget_segment(key)
             if value is not None and len(value) >= HEAD.size:
-                _, last_use, bits = HEAD.unpack_from(value)
-                self._forget_use(last_use, key)
-                # Only the last chunk takes less than the others, if it is here.
-                taken = taken_in(value) if sound(key, value) else bits
-                freed += segment_size(size, segment, taken) - bits.bit_count() * CHUNK_SIZE
+                self._forget_use(HEAD.unpack_from(value)[1], key)
+            if value is not None and sound(key, value):
+                freed += segment_size(size, segment, taken_in(value))
+                lost -= HEAD.unpack_from(value)[2].bit_count()
+            else:
+                damaged = True
+        if damaged:
+            freed += max(0, lost) * CHUNK_SIZE  # as many chunks as the object has beside those of sound records
         self._txn.delete(object_id, db=self._at.objects)
         return self._put_grave(Run(object_id, generation, 0, WHOLE_FILE), freed)
-
-    # ---- records
-
-    def _put_segment(self, key: bytes, generation: int, uses: tuple[int, int], bits: int, sums: bytes) -> None:
-        """Write a record and move its entry in the lru table from the first to the second of `uses`."""
-        before, now = uses
-        body = HEAD.pack(generation, now, bits) + sums
-        self._txn.put(key, body + seal(key, body), db=self._at.segments)
-        if before != now:
-            self._forget_use(before, key)
-            self._txn.put(now.to_bytes(8, "big") + key, b"", db=self._at.lru)
-
-    def _forget_segment(self, key: bytes) -> Record | None:
-        """Its record, which goes with its marks."""
-        self._txn.delete(key, db=self._at.marks)
-        record: Record | None = self._txn.pop(key, db=self._at.segments)
-        return record
-
-    def _forget_use(self, last_use: int, key: bytes) -> None:
-        """Take the entry out of the lru table, set apart or not."""
-        entry = last_use.to_bytes(8, "big") + key
-        if not self._txn.delete(entry, db=self._at.lru):
-            self._txn.delete(apart(entry), db=self._at.lru)
-
-    def _put_present(self, object_id: bytes, found: Record, change: int) -> None:
-        """Change the number of the object's chunks that are present."""
-        generation, size, present = OBJECT.unpack_from(found)
-        head = OBJECT.pack(generation, size, max(0, present + change))
-        self._txn.put(object_id, head + bytes(found[OBJECT.size :]), db=self._at.objects)
-
-    def _put_grave(self, run: Run, size: int) -> int:
-        """Bytes that are spoken for already go into a grave, to be spoken for until it is dug; how many."""
-        before = number_of(self._txn.get(run_key(run), db=self._at.graves))
-        self._txn.put(run_key(run), (before + size).to_bytes(8, "little"), db=self._at.graves)
-        return size
-
-    def _used(self) -> int:
-        return number_of(self._txn.get(USED, db=self._at.meta))
-
-    def _change_used(self, change: int) -> None:
-        self._txn.put(USED, max(0, self._used() + change).to_bytes(8, "little"), db=self._at.meta)
-
-
-def _name(daemon: int) -> bytes:
-    return daemon.to_bytes(8, "big")

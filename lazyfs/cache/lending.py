@@ -7,7 +7,8 @@ Lent is what somebody holds a shared flock on. Eviction, by whatever process, ta
 one that the index has forgotten meanwhile: its bytes stay spoken for until the last reader closes it. The lock is taken
 before the index is asked again, so that a file is either seen to be lent or not lent.
 
-Must not know the kernel. Loop thread only; an open, a lock and two looks into the index take some 50 us.
+Must not know the kernel. Loop thread only; an open, a lock and two looks into the index take some 50 us, and the look
+at all segments 3 us for each.
 """
 
 import os

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from lazyfs.cache import catalogue
 from lazyfs.cache.audit import cut_short
 from lazyfs.cache.directory import LONGEST_MARK, MARK, OPEN_MARK
 from lazyfs.cache.index import Index
@@ -99,6 +100,10 @@ class LowerLayer:
         if self.chunks(version) < version.chunk_count:
             return None
         return self._ask(lambda: self._index.complete(version), None)
+
+    def whole(self, object_id: bytes, generation: int) -> bool:
+        """See `catalogue.whole`."""
+        return self._ask(lambda: catalogue.whole(self._index, object_id, generation), False)
 
     def listing(self, key: bytes) -> bytes | None:
         """A listing that is kept here."""

@@ -15,6 +15,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass
 
 from lazyfs.objects import CHUNK_SIZE, MIB
@@ -174,6 +175,14 @@ class Memory:
         """Undo one `pin`."""
         chunk.pins -= 1
         self._pinned -= chunk.pins == 0
+
+    def forget_objects(self, object_ids: Container[bytes]) -> bool:
+        """Drop all that is here of these objects and not pinned; whether something of them is left. Looks at all that
+        is here."""
+        keys = [key for chunks in (self._unread, self._read) for key in chunks if key[0] in object_ids]
+        for key in keys:
+            self.forget(key)
+        return any(self.get(key) for key in keys)
 
     def forget(self, key: Key) -> None:
         """Drop the chunk if it is here and not pinned."""

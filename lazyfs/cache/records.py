@@ -172,6 +172,10 @@ def run_of(key: bytes) -> Run:
     return Run(key[:16], *(int.from_bytes(key[i : i + 4], "big") for i in (16, 20, 24)))
 
 
+def daemon_key(daemon: int) -> bytes:
+    return daemon.to_bytes(8, "big")
+
+
 def sound(key: bytes, value: Record) -> bool:
     return len(value) == HEAD.size + SUMS_SIZE + 8 and seal(key, value[:-8]) == bytes(value[-8:])
 

@@ -16,10 +16,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from lazyfs.cache.answer import Answer
-from lazyfs.cache.catalogue import pinned_bytes, pins
+from lazyfs.cache.catalogue import claimed, pinned_bytes, pins
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles
@@ -27,7 +27,7 @@ from lazyfs.cache.pins import is_apart
 from lazyfs.cache.records import Run
 from lazyfs.cache.sweep import sweep
 from lazyfs.errors import CacheUnavailable
-from lazyfs.objects import CHUNK_SIZE, MIB
+from lazyfs.objects import CHUNK_SIZE, MIB, ObjectVersion
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +98,12 @@ class Room:
         return int.from_bytes(entry[:8], "big") if entry and not is_apart(entry) else None
 
     def _free(self) -> int:
-        """What the filesystem can give beyond what it must keep free; below 0 where it has less."""
+        """What the filesystem can give beyond what it must keep free, and what other daemons are about to write; below
+        0 where it has less."""
         found = os.statvfs(self._directory.path)
         total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
-        return free - (int(self._min_free * total) if isinstance(self._min_free, float) else self._min_free)
+        min_free = int(self._min_free * total) if isinstance(self._min_free, float) else self._min_free
+        return free - min_free - claimed(self._index, self._directory.daemon)
 
     def _beside(self) -> int:
         """Bytes of the limit that are not the index's: caches set aside, and models."""
@@ -109,20 +111,20 @@ class Room:
 
     # ---- making more
 
-    def claim(self, runs: list[Run], size: int) -> Answer:
-        """Claim `size` bytes for what will be written into `runs`, evicting until there are enough or nothing is left
-        to evict. Not at the price of the whole cache: what is more than half of the limit is for the caller to split.
-        """
+    def claim(self, runs: list[Run], size: int, versions: Iterable[ObjectVersion]) -> Answer:
+        """Claim `size` bytes for what will be written into `runs`, of these versions, evicting until there are enough
+        or nothing is left to evict. Not at the price of the whole cache: what is more than half of the limit is for the
+        caller to split."""
         if self._max_size is not None and size > max(CHUNK_SIZE, self._max_size // 2):
             return Answer.NO_ROOM
-        answer = self._index.claim(self._directory.daemon, runs, size, self.bound())
+        answer = self._index.claim(self._directory.daemon, runs, size, self.bound(), versions)
         if answer in (Answer.GRANTED, Answer.STALE):
             return answer
         with self._alone() as alone:
             # Whoever was clearing may have made room for this claim too, so it is asked again before anything goes.
             cleared = alone and self._tidy()
             while True:
-                answer = self._index.claim(self._directory.daemon, runs, size, self.bound())
+                answer = self._index.claim(self._directory.daemon, runs, size, self.bound(), versions)
                 if answer is not Answer.NO_ROOM:
                     return answer
                 if not cleared:
@@ -148,6 +150,12 @@ class Room:
         with self._alone() as alone:
             if alone:
                 self._dig()
+
+    def tidy(self) -> None:
+        """Finish what killed daemons began, unless somebody else does: nothing that is claimed can be forgotten."""
+        with self._alone() as alone:
+            if alone:
+                self._tidy()
 
     def start(self, torn: bool) -> None:
         """What a daemon that starts does, with the lock of the directory held, about what earlier ones left. `torn`:

@@ -16,8 +16,8 @@ class Transaction(Protocol):
     def get(self, key: bytes, default: None = None, *, db: Any) -> Any:
         """The value or None."""
 
-    def put(self, key: bytes, value: bytes, *, db: Any) -> bool:
-        """Store it."""
+    def put(self, key: bytes, value: bytes, *, overwrite: bool = True, db: Any) -> bool:
+        """Store it; unless there is one, if that is not to be overwritten."""
 
     def pop(self, key: bytes, *, db: Any) -> Any:
         """The value or None, and forget it."""

@@ -180,7 +180,7 @@ class Warmer:
         workers = self._chunks.workers
         pins: PinSet = await workers.look(catalogue.pins, self._disk.index)
         opened = {version.object_id: version for version in self._open_now()}
-        held = {one: self._disk.taken(version) for one, version in opened.items()}
+        held = {one: await workers.look(self._disk.taken, version) for one, version in opened.items()}
         mine = 0
         needed = growth = 0
         touched: set[tuple[bytes, int]] = set()
@@ -191,7 +191,7 @@ class Warmer:
                 needed += disk_size(version.size - self._disk.below(version))
                 growth += RECORD_SIZE * (-(-(version.chunk_count - present) // SEGMENT_CHUNKS))
                 if version.object_id in held or pins.cover(version.place, version.key):
-                    mine += self._disk.taken(version)
+                    mine += await workers.look(self._disk.taken, version)
                 if present:
                     touched |= self._segments(version)
                 if len(touched) >= 4096:

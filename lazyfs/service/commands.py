@@ -198,7 +198,7 @@ class Commands:
         for _ in range(BUSY):
             left = 0
             for first in range(0, len(going), 64):
-                more, busy = await self._chunks.evict([(o.object_id, o.size) for o in going[first : first + 64]])
+                more, busy = await self._chunks.evict([one.object_id for one in going[first : first + 64]])
                 freed, left = freed + more, left + busy
             if not left:
                 break

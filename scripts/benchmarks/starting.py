@@ -30,7 +30,7 @@ def fill(cache: Path, place: str, *, objects: int = OBJECTS, chunks: int = CHUNK
         version = ObjectVersion(place, f"llm/part-{number:05}.safetensors", f'"{number:032x}-1"', chunks * CHUNK_SIZE)
         generation = index.generation(version)
         sums = os.urandom(CHUNK_SUMS)
-        if not index.claim(0, [Run(version.object_id, generation, 0, chunks)], version.size, 1 << 62):
+        if not index.claim(0, [Run(version.object_id, generation, 0, chunks)], version.size, 1 << 62, [version]):
             raise RuntimeError("the index does not take the chunks that it shall have")
         index.settle(0, [Written(version, generation, chunk, sums) for chunk in range(chunks)])
         path = files.path(version.object_id, generation)

@@ -98,7 +98,7 @@ def test_noise_in_every_table(tmp_path: Path, puts: list[tuple[str, bytes, bytes
     shutil.rmtree(tmp_path / "index", ignore_errors=True)
     index = Index(tmp_path / "index")
     generation = index.generation(VERSION)
-    assert index.claim(1, [Run(VERSION.object_id, generation, 0, 3)], 3 * MIB, 1 << 40) is Answer.GRANTED
+    assert index.claim(1, [Run(VERSION.object_id, generation, 0, 3)], 3 * MIB, 1 << 40, [VERSION]) is Answer.GRANTED
     index.settle(1, [Written(VERSION, generation, number, SUMS[number]) for number in range(3)])
     index.put_listings({b"l" * 16: b"listing"})
     for table, key, value in puts:

@@ -136,7 +136,7 @@ def test_a_living_neighbour_keeps_its_claim(caches: CacheMaker, place: Path) -> 
     index = disk._index
     generation = index.generation(VERSION)
     run = Run(VERSION.object_id, generation, 0, 2)
-    assert index.claim(living.daemon, [run], 2 * MIB, 1 << 50)
+    assert index.claim(living.daemon, [run], 2 * MIB, 1 << 50, [VERSION])
     caches.close(disk)
     disk = caches.open()
     assert spoken_for(disk, place) == 2 * MIB

@@ -67,7 +67,7 @@ class IndexMachine(RuleBasedStateMachine):
         first = min(first, version.chunk_count - 1)
         run = Run(version.object_id, self.index.generation(version), first, min(first + count, version.chunk_count))
         size = sum(disk_size(version.chunk_length(n)) for n in range(run.first, run.stop))
-        answer = self.index.claim(daemon, [run], size, UNBOUND)
+        answer = self.index.claim(daemon, [run], size, UNBOUND, [version])
         if any(run.overlaps(grave) for grave in self.graves) or daemon in self.claimed:
             assert answer is Answer.BLOCKED
             return None
@@ -216,7 +216,7 @@ def kept_index(path: Path) -> Index:
     index = Index(path)
     for version in (ObjectVersion("p", name, '"e"', MIB) for name in "abc"):
         generation = index.generation(version)
-        assert index.claim(1, [], MIB, UNBOUND)
+        assert index.claim(1, [Run(version.object_id, generation, 0, 1)], MIB, UNBOUND, [version])
         assert index.settle(1, [Written(version, generation, 0, sums(0))]) == 1
     return index
 

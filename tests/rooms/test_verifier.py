@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -18,12 +19,13 @@ from lazyfs.cache.digest import from_sums
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.passing import Passing
+from lazyfs.cache.records import Run
 from lazyfs.cache.sums import block_sums, joined
 from lazyfs.cache.verdicts import Expected, Verdict, difference, pack, unpack
 from lazyfs.cache.verifier import Verifier
 from lazyfs.errors import Corrupt, StoreError, Unreachable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, Checksums, ObjectVersion
-from tests.rooms.building import CacheMaker, keep, pattern, verified, version_of
+from tests.rooms.building import CacheMaker, keep, object_files, pattern, verified, version_of
 from tests.rooms.memory_store import MemoryStore
 
 DATA = pattern(3 * MIB + 70_001)
@@ -155,6 +157,45 @@ async def test_wrong_bytes_are_fetched_once_more(roomy: Bench, known: Checksums)
             dataclasses.asdict(verifier.statistics())
         )
         assert roomy.spoiled == [version]
+        assert await read_all(chunks, version) == DATA
+
+
+async def test_what_is_fetched_in_place_of_a_damaged_chunk_is_compared_too(roomy: Bench, place: Path) -> None:
+    """What was found of the version was of the bytes before."""
+    version = roomy.store.put("k", DATA)
+    roomy.witness.known = Checksums(SHA)
+    async with roomy.running() as (chunks, verifier):
+        assert await read_all(chunks, version) == DATA
+    (file,) = object_files(place)
+    with file.open("r+b") as opened:
+        opened.seek(MIB + 5)
+        opened.write(bytes([DATA[MIB + 5] ^ 1]))
+    tampered(roomy.store, "k", WRONG)
+    async with roomy.running() as (chunks, verifier):
+        verifier.opened(version)
+        assert verifier.settled(version)
+        assert await read_all(chunks, version) == WRONG
+        assert not verifier.settled(version)
+        tampered(roomy.store, "k", DATA)
+        await over(chunks, verifier)
+        assert (chunks.statistics().corrupt, verifier.statistics().wrong, verifier.statistics().mended) == (1, 1, 1)
+        assert await read_all(chunks, version) == DATA
+        assert verifier.settled(version)
+
+
+async def test_wrong_bytes_are_fetched_once_more_whoever_was_killed_in_them(roomy: Bench) -> None:
+    """A daemon that was killed while it wrote some of the version has a claim on it, and nothing that is claimed can be
+    forgotten."""
+    version = roomy.store.put("k", DATA)
+    roomy.witness.known = Checksums(SHA)
+    run = Run(version.object_id, roomy.disk.index.generation(version), 0, 1)
+    assert roomy.disk.index.claim(12345, [run], MIB, 1 << 50, [version])
+    async with roomy.running() as (chunks, verifier):
+        tampered(roomy.store, "k", WRONG)
+        assert await read_all(chunks, version) == WRONG
+        tampered(roomy.store, "k", DATA)
+        await over(chunks, verifier)
+        assert (verifier.statistics().mended, verifier.statistics().refused) == (1, 0)
         assert await read_all(chunks, version) == DATA
 
 

@@ -171,12 +171,13 @@ class SimulatedDisk(Disk):
         self._must_work("write")
         self._verdicts[object_id] = packed
 
-    def forget(self, version: ObjectVersion) -> None:
+    def forget(self, version: ObjectVersion) -> bool:
         """See `Disk.forget`."""
         self._must_work("forget")
         if self._hit(self._faults.fails):
             raise CacheUnavailable("the index cannot be written: simulated")
         self._evict(version.object_id, whole=True)
+        return True
 
     def close(self) -> None:
         """See `Disk.close`. What was kept stays, for `open`."""
