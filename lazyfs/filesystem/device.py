@@ -62,9 +62,6 @@ LARGEST_ANSWER = 1 << 16
 """Of libfuse in a step in which it is diverted: to an open, or to what has no handler of ours. All others are given
 after `received`, and go to the kernel."""
 
-MOST_WAITING = 512
-"""Reads that wait at once; a mapped reader's fault must not wait for another's."""
-
 AT_ONCE = 8
 """Reads that are answered, or begun, in one turn of the loop; four small ones count as one, and take as long."""
 
@@ -114,7 +111,6 @@ class Device(trio.abc.Instrument):
         self._change: Change | None = None
         self._closed = False
         self._waiting = 0
-        self._fewer = trio.Event()
         trio.lowlevel.add_instrument(self)
 
     def pause(self) -> None:
@@ -176,7 +172,8 @@ class Device(trio.abc.Instrument):
                 return
             answer = self._now(handle, offset, wanted)
             if answer is None:
-                await self._start(unique, handle, offset, wanted)
+                self._waiting += 1
+                self._nursery.start_soon(self._answer_later, unique, handle, offset, wanted)
                 size = LARGE  # there will be
             else:
                 size = self._answer(unique, answer)
@@ -193,20 +190,13 @@ class Device(trio.abc.Instrument):
             return False
         return bool(select.select((self.kernel,), (), (), LINGER)[0])
 
-    async def _start(self, unique: int, handle: int, offset: int, length: int) -> None:
-        """Answer a read when that is possible, in a task of its own."""
-        self._waiting += 1
-        self._nursery.start_soon(self._answer_later, unique, handle, offset, length)
-        while self._waiting >= MOST_WAITING:
-            self._fewer = trio.Event()
-            await self._fewer.wait()
-
     async def _answer_later(self, unique: int, handle: int, offset: int, length: int) -> None:
+        """Answer a read when that is possible, in a task of its own. However many wait, all else is answered: each is a
+        thread of somebody's, or one of the kernel's max_background."""
         try:
             self._answer(unique, await self._later(handle, offset, length))
         finally:
             self._waiting -= 1
-            self._fewer.set()
 
     def _answer(self, unique: int, answer: Answer) -> int:
         """Answer a read; with how many bytes."""

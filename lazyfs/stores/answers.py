@@ -14,6 +14,10 @@ from lazyfs.errors import AccessDenied, ArchivedObject, NotFound, ObjectChanged,
 from lazyfs.objects import Checksums, ObjectVersion
 
 _SLOW_DOWN = {"SlowDown", "503", "429", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException", "Throttling"}
+_ANOTHER_TIME = {408, 421, 425}
+"""The request did not come in time, came to the wrong server, or came too early (RFC 9110 15.5.9 and 15.5.20, RFC 8470
+5.2): S3 has no such answers, and whoever on the way gives them means that it may be sent again."""
+
 _RENEWABLE = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
 
 
@@ -132,7 +136,7 @@ def failure(status: int, code: str, message: str) -> StoreError:
         return ObjectChanged(text)
     if code in _RENEWABLE or code == "RequestTimeout":
         return Transient(text)
-    if 300 <= status < 400 or (status == 404 and code in {"", "404"}):
+    if 300 <= status < 400 or status in _ANOTHER_TIME or (status == 404 and code in {"", "404"}):
         return Transient(text)
     if status == 404 or code in {"NoSuchKey", "NoSuchBucket", "NoSuchVersion"}:
         return NotFound(text)

@@ -132,6 +132,7 @@ class CrtStore:
         sign = partial(self._s3.signer.request, pattern, version, start, stop)
         request = _parsed(await trio.to_thread.run_sync(translated, sign, limiter=self._signings))
         connection = await self._connection(pattern)
+        rested = [*self._idle]  # for longer than this one, if it did
         token, over = trio.lowlevel.current_trio_token(), trio.Event()
 
         def wake() -> None:
@@ -148,17 +149,27 @@ class CrtStore:
             # The other side closed it while it was idle.
             claim.sever = None
             connection.close()
+            self._distrust(rested)
             raise Transient(f"{error.name}: {error.message}") from error
         try:
             await exchange.finished(over)
         finally:
             claim.sever = None
+            if exchange.failed is not None and not exchange.answered:
+                self._distrust(rested)
             if exchange.keeps and connection.is_open():
                 self._idle.append(connection)
             else:
                 connection.close()
         if exchange.failed is not None:
             raise exchange.failed
+
+    def _distrust(self, connections: Sequence[HttpClientConnection]) -> None:
+        """Close those of them that are idle: see `Wires.distrust`."""
+        for one in connections:
+            if one in self._idle:
+                self._idle.remove(one)
+                one.close()
 
     async def _connection(self, pattern: Pattern) -> HttpClientConnection:
         """One that is open as far as one can see: the one used last, or a new one."""
@@ -222,6 +233,11 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
         self.keeps = False
         # Last: the base makes the stream, whose callbacks need all of the above.
         super().__init__(connection, request)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the head of an answer came."""
+        return self._head.status > 0
 
     async def finished(self, over: trio.Event) -> None:
         """Wait until nobody writes to the buffers any more; a silent or cancelled exchange is broken off first."""

@@ -6,6 +6,7 @@ Must not know botocore. Blocks; in whatever thread the store runs it.
 
 from collections.abc import Callable, Sequence
 
+from lazyfs.errors import Transient
 from lazyfs.objects import ObjectVersion
 from lazyfs.stores.answers import RangeAnswer, element, failure
 from lazyfs.stores.base import Arrived, Claim
@@ -41,7 +42,11 @@ def read_quickly(
     claim.sever = call.sever
     used_up = False
     try:
-        head = wire.ask(request)
+        try:
+            head = wire.ask(request)
+        except (Transient, OSError):
+            wires.distrust(wire)
+            raise
         trip.answered(head.status)
         if head.status not in (200, 206):
             if head.status < 400:

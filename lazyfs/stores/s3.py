@@ -27,11 +27,11 @@ from lazyfs.stores.inorder import in_order
 from lazyfs.stores.learning import QuickWay
 from lazyfs.stores.lister import Lister
 from lazyfs.stores.profiles import CRC64NVME, SHA256
-from lazyfs.stores.quick import read_quickly, told_of
+from lazyfs.stores.quick import read_quickly
 from lazyfs.stores.signing import Signer, check_etag
 from lazyfs.stores.traffic import GET, Traffic, Trip
 from lazyfs.stores.versions import VersionIds
-from lazyfs.stores.wire import PIECE_SIZE
+from lazyfs.stores.wire import FEW
 
 T = TypeVar("T")
 
@@ -249,7 +249,7 @@ class S3Store:
         try:
             self.version_ids.check(head, version, start, stop)
             arrived(0)
-            _receive(body, into, arrived, lambda: min(PIECE_SIZE, told_of(claim)))
+            _receive(body, into, arrived)
         except BaseException:
             body.close()
             self.traffic.body_ended(whole=False)
@@ -259,8 +259,9 @@ class S3Store:
         self.way.learn(version.key, plain=length is not None and "transfer-encoding" not in said)
 
 
-def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived, most: Callable[[], int]) -> None:
-    """Read the body into the buffers, as `wire.Wire.fill` does.
+def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:
+    """Read the body into the buffers, as `wire.Wire.fill` does, but in small pieces: of one that breaks nobody says how
+    much had come, and where every connection breaks before a MiB nothing would ever be read.
 
     urllib3's own readinto() makes a bytes object first; the http.client response below it receives into the buffer
     (0.47 against 0.60 CPU seconds a GB), so that one is used where it is there.
@@ -271,7 +272,7 @@ def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived, most: Call
     for view in into:
         offset = 0
         while offset < len(view):
-            count = source.readinto(view[offset : offset + most()])
+            count = source.readinto(view[offset : offset + FEW])
             if not count:
                 raise Transient(f"the body ended after {received} bytes")
             offset += count

@@ -27,6 +27,11 @@ from lazyfs.errors import Transient
 from lazyfs.objects import KIB, MIB, tail
 
 CONNECT_TIMEOUT = 10.0
+KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+"""Seconds of silence before the kernel asks an idle connection whether the other side is there, those between two
+questions, and how many (tcp(7), whose own are two hours). What is between forgets a connection after 4 to 6 minutes,
+and some tell nobody."""
+
 STALL_TIMEOUT: float = 20
 """Seconds without a byte after which a connection is given up. A bound on silence, not on the whole transfer."""
 
@@ -103,8 +108,14 @@ class Wire:
 
     def _prepare(self, plain: socket.socket, host: str, tls: ssl.SSLContext | None) -> None:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            plain.setsockopt(socket.IPPROTO_TCP, option, value)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = plain
+        # What is raised by the next receive: it broke the last one, which had bytes.
+        self._broken: OSError | None = None
+        self.rested = 0.0
+        """When it was given back last, by time.monotonic(); 0 before that."""
         self._receive = self._receive_plain
         # What SO_RCVLOWAT is; 0 where it stays as it is.
         self._low = 1
@@ -217,9 +228,20 @@ class Wire:
             raise Transient(f"no byte came for {STALL_TIMEOUT:g} s") from None
 
     def _receive_tls(self, into: Sequence[memoryview]) -> int:
+        """As the other one, what came before a silence is counted, and what comes slowly as often as there."""
+        if self._broken is not None:
+            raise self._broken
         receive, view, offset = self._socket.recv_into, into[0], 0
-        while offset < len(view) and (count := receive(view[offset:])):
-            offset += count
+        last = time.monotonic() + STALL_TIMEOUT
+        try:
+            while offset < len(view) and (count := receive(view[offset:])):
+                offset += count
+                if time.monotonic() > last:
+                    break
+        except OSError as error:
+            if not offset:
+                raise
+            self._broken = error
         return offset
 
     def _some(self) -> bytes:
@@ -298,8 +320,19 @@ class Wires:
                 return wire
             wire.close()
 
+    def distrust(self, wire: Wire) -> None:
+        """A wire that had rested here was broken, or silent, before an answer: those that have rested for longer are
+        closed. Where somebody on the way has forgotten all of them without a word, each would cost a request, and a
+        bound on silence."""
+        with self._lock:
+            old = [one for one in self._idle if one.rested <= wire.rested]
+            self._idle = [one for one in self._idle if one.rested > wire.rested]
+        for one in old:
+            one.close()
+
     def give_back(self, wire: Wire) -> None:
         """Its answer was read to the end."""
+        wire.rested = time.monotonic()
         with self._lock:
             if len(self._idle) < self._most:
                 self._idle.append(wire)

@@ -2,6 +2,7 @@
 S3 does not give, that connections are used again and none is forgotten, and that a read is severed by its own claim.
 """
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import trio
 from lazyfs.errors import AccessDenied, NotFound, ObjectChanged, StoreError, Transient
 from lazyfs.objects import KIB, ObjectVersion
 from lazyfs.stores.base import Claim
+from lazyfs.stores.crt import CrtStore
 from lazyfs.stores.s3 import S3Store
 from lazyfs.stores.wire import Wires
 from tests.rooms.building import pattern
@@ -36,7 +38,7 @@ def ranged(start: int, stop: int, *, more: tuple[str, ...] = (), body: bytes | N
     return answer(DATA[start:stop] if body is None else body, *said, **how)
 
 
-async def reading(store: S3Store, start: int = 0, stop: int = 100, claim: Claim | None = None) -> None:
+async def reading(store: S3Store | CrtStore, start: int = 0, stop: int = 100, claim: Claim | None = None) -> None:
     """A read, held to be right if it ends well."""
     buffer = bytearray(stop - start)
     await store.read(VERSION, start, [memoryview(buffer)], lambda count: None, claim or Claim(urgent=True))
@@ -125,6 +127,46 @@ async def test_a_claim_severs_its_own_read_only() -> None:
         assert (claim.sever, other.sever) == (None, None)
         assert [number for number, _ in server.requests] == [1, 2, 2, 2]
         waiting.set()
+        store.close()
+
+
+@pytest.mark.parametrize("engine", [S3Store, CrtStore])
+async def test_connections_that_were_forgotten_on_the_way_cost_one_silence(
+    engine: type[S3Store] | type[CrtStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall that drops what it does not know says nothing on any of them: one read fails after the bound on
+    silence, all that have rested for longer are closed, and the next read opens a new one."""
+    for module in ("client", "wire", "crt"):
+        monkeypatch.setattr(f"lazyfs.stores.{module}.STALL_TIMEOUT", 0.2)
+    connection, together, never = threading.local(), threading.Barrier(4), threading.Event()
+    opened: list[int] = []
+    known = 1 << 30
+
+    class Forgetful(RawServer):
+        def _converse(self, number: int, plain: socket.socket) -> None:
+            connection.number = number
+            opened.append(number)
+            super()._converse(number, plain)
+
+    def spoken(request: bytes) -> Say:
+        if b"bytes=100-" in request:
+            together.wait(PATIENCE)
+            return Say((ranged(100, 200),))
+        return Say((never,)) if known <= len(opened) and connection.number <= known else Say((ranged(0, 100),))
+
+    with Forgetful(spoken) as server:
+        store = engine("models", endpoint_url=server.url)
+        await reading(store)
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(reading, store, 100, 200)
+        known = len(opened)
+        assert known >= 4
+        with pytest.raises(Transient):
+            await reading(store)
+        await reading(store)
+        assert len(opened) == known + 1
+        never.set()
         store.close()
 
 

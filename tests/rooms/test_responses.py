@@ -100,6 +100,10 @@ async def refused(server: FastS3Server, store: S3Store, fault: Fault) -> tuple[S
         (Fault(page=b""), Transient),
         (Fault(page=b"<html>log in</html>"), Transient),
         (Fault(page=b"default backend - 404", status=404), Transient),
+        (Fault(page=b"<html/>", status=408), Transient),
+        (Fault(page=b"<html/>", status=421), Transient),
+        (Fault(page=b"<html/>", status=425), Transient),
+        (Fault(page=b"<html/>", status=400), StoreError),
         (Fault(page=b"<html/>", status=403), AccessDenied),
         (Fault(gzip=True), Transient),
         (Fault(gzip=True, framing="chunks"), Transient),
@@ -328,6 +332,22 @@ def test_a_set_up_that_cannot_work(arguments: dict[str, str], said: str) -> None
     """One sentence before anything is sent."""
     with pytest.raises(SetupError, match=said):
         S3Store("models", **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+async def test_what_came_before_a_silence_counts(
+    server: FastS3Server, monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
+    """All of it, and where botocore reads it, of which nobody says how much came of the piece that broke, all but the
+    little that pieces are."""
+    for module in ("client", "wire"):
+        monkeypatch.setattr(f"lazyfs.stores.{module}.STALL_TIMEOUT", 0.2)
+    store = S3Store("models", endpoint_url=server.url, quick=quick)
+    await Reading().run(store, version_at(server))
+    error, arrived = await refused(server, store, Fault(stall_after=900 * KIB))
+    assert type(error) is Transient
+    assert arrived == 900 * KIB if quick else 836 * KIB <= arrived <= 900 * KIB
+    store.close()
 
 
 @pytest.mark.parametrize("store", ["botocore"], indirect=True)

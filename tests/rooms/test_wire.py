@@ -3,11 +3,13 @@
 Everything waits for an event or for bytes; the clock plays a part only where silence itself is what is tried.
 """
 
+import itertools
 import select
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -190,6 +192,63 @@ def test_silence(tls: Tls, sent: bytes) -> None:
                 read(wire, wire.ask(REQUEST))
             wire.close()
         never.set()
+
+
+@pytest.mark.usefixtures("_short_silence")
+def test_what_came_before_a_silence_is_told(tls: Tls) -> None:
+    """Whoever goes on from there needs it: where every connection breaks before a MiB nothing would ever be read."""
+    never = threading.Event()
+    with scripted(Say((answer(DATA[: 100 * KIB], length=len(DATA)), never)), tls=tls[1]) as server:
+        wire = connected(server, tls[0])
+        buffer, counts = bytearray(len(DATA)), [0]
+        with pytest.raises((Transient, TimeoutError)):
+            wire.fill(wire.ask(REQUEST), [memoryview(buffer)], counts.append)
+        assert counts[-1] == 100 * KIB
+        assert buffer[: 100 * KIB] == DATA[: 100 * KIB]
+        never.set()
+        wire.close()
+
+
+def test_what_comes_slowly_is_told_as_often_over_tls(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel tells of it without TLS: else a slow connection seems to bring nothing."""
+    with scripted(answer(DATA), tls=certificates.context()) as server:
+        wire = connected(server, trusting(certificates))
+        head = wire.ask(REQUEST)
+        clock = itertools.count(0.0, 15.0)
+        monkeypatch.setattr("lazyfs.stores.wire.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        buffer, counts = bytearray(len(DATA)), list[int]()
+        wire.fill(head, [memoryview(buffer)], counts.append)
+        wire.close()
+    assert buffer == DATA
+    assert len(counts) >= len(DATA) // (32 * KIB), "every second record of 16 KiB"
+
+
+def test_a_connection_whose_other_side_is_gone_is_noticed_while_it_is_idle() -> None:
+    """By the kernel, in a minute and a half instead of two hours."""
+    with scripted() as server:
+        wire = connected(server)
+        options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+        assert [wire._socket.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [60, 10, 3]
+        assert wire._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        wire.close()
+
+
+def test_those_that_rested_for_longer_go_with_one_that_failed() -> None:
+    """What was used since is kept."""
+    with scripted() as server:
+        wires = Wires("127.0.0.1", server.port, None, most=4)
+        old, failed, young = (wires.take() for _ in range(3))
+        for wire in (old, failed):
+            wires.give_back(wire)
+        assert wires.take() is failed
+        wires.give_back(young)
+        wires.distrust(failed)
+        failed.close()
+        assert [wire._socket.fileno() >= 0 for wire in (old, young)] == [False, True]
+        assert wires.take() is young
+        young.close()
 
 
 @pytest.mark.usefixtures("_short_silence")
