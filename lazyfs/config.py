@@ -26,6 +26,9 @@ from lazyfs.words import (
     shortened,
 )
 
+MOST_BACKGROUND = 65535
+"""What fusectl takes (fs/fuse/control.c)."""
+
 MOST_CONNECTIONS = 1024
 """Each is a descriptor, and urllib3 makes room for all of them when it starts: a thousand million would be its end."""
 
@@ -112,11 +115,11 @@ class Config:
         parse_size,
         "Most bytes of one ranged GET; each holds so much memory and one connection while it is under way.",
     )
-    max_connections: int = _of_source("32", parse_count, "Most GET requests under way at once.")
+    max_connections: int = _of_source("32", parse_count, "Most GETs under way at once, of all that ask one endpoint.")
     s3_engine: str = _of_source(
         "auto",
         choice("auto", "boto3", "awscrt"),
-        "What sends GETs: boto3, awscrt, or what was measured to be quickest, sockets of our own after boto3's first.",
+        "What sends GETs: boto3, awscrt, or what was measured to be quickest, sockets that write what boto3 would.",
     )
     verify_objects: str = _setting(
         "auto",
@@ -150,9 +153,10 @@ class Config:
         "Kernel read-ahead of the mount in KiB (needs root); 128 is the kernel's own, 2-3 times slower.",
     )
     max_background: int = _setting(
-        "128",
+        "512",
         parse_count,
-        "Kernel requests in flight (needs root); 12 is the kernel's own, too few for parallel readers.",
+        "Kernel read-ahead requests in flight (needs root), what waits for S3 included; 12 is the kernel's own, too "
+        "few for parallel readers.",
     )
     congestion_threshold: int | None = _setting(
         None,
@@ -196,8 +200,10 @@ class Config:
             raise UsageError("--max-cache-size must be at least 4MiB; leave it out for no bound")
         if not 1 <= self.max_connections <= MOST_CONNECTIONS:
             raise UsageError(f"--max-connections must be from 1 to {MOST_CONNECTIONS}")
-        if self.max_background < 1:
-            raise UsageError("--max-background must be at least 1")
+        if not 1 <= self.max_background <= MOST_BACKGROUND:
+            raise UsageError(f"--max-background must be from 1 to {MOST_BACKGROUND}")
+        if self.congestion_threshold is not None and not 1 <= self.congestion_threshold <= self.max_background:
+            raise UsageError(f"--congestion-threshold must be from 1 to --max-background, {self.max_background}")
         if self.endpoint_url is not None:
             _check_endpoint(self.endpoint_url)
             if self.transfer_acceleration or self.dual_stack or self.fips:

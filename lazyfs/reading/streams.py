@@ -69,6 +69,11 @@ class Streams:
     def __len__(self) -> int:
         return len(self._table) + len(self._young)
 
+    @property
+    def remembered(self) -> int:
+        """How many runs are remembered, those included that may become steps of a walk; some 450 bytes each."""
+        return len(self) + self._strides.remembered
+
     def observe(self, start: int, stop: int) -> Plan:
         """A read of bytes [start, stop) is here; say what to bring, the read itself included."""
         self._reads += 1

@@ -49,6 +49,11 @@ class Strides:
     def __len__(self) -> int:
         return len(self._strides)
 
+    @property
+    def remembered(self) -> int:
+        """Beginnings that may be steps of a walk."""
+        return len(self._recent)
+
     def expected(self, start: int) -> tuple[Stride, int] | None:
         """The walk that goes on with a run that begins at `start`, and how many elements that is after its last."""
         stride = self._expected.get(start >> _CELL)

@@ -36,7 +36,10 @@ class Young:
         return found
 
     def remember(self, run: Run) -> None:
-        """One more, or one that has grown; the oldest may be forgotten."""
+        """One more, or one that has grown; the oldest may be forgotten, and so is one that ends in the same place."""
+        other = self._by_high.get(run.high)
+        if other is not None:
+            self.forget(other)
         self._by_high[run.high] = run
         self._by_high.move_to_end(run.high)
         self._by_low[run.low] = run

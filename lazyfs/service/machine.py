@@ -73,25 +73,30 @@ def tune(
     """Set the parameters of the mount with this major:minor where rights allow, and say what was reached.
 
     pyfuse3 cannot set them when it mounts. 32 mapped readers at 50 ms: 15 MB/s with the kernel's own values, 134 with
-    max_background 128, 519 with 1 MiB of read-ahead on top. More than that does nothing: requests stay at 256 pages,
-    whatever fs.fuse.max_pages_limit says, because libfuse 3.14 asks for no more.
+    max_background 128, 519 with 1 MiB of read-ahead on top. More read-ahead does nothing: requests stay at 256 pages,
+    whatever fs.fuse.max_pages_limit says, because libfuse 3.14 asks for no more. A larger max_background makes nothing
+    faster, but what waits for an endpoint that is down counts, and at 128 stopped the reads of everything else.
     """
-    threshold = congestion_threshold or max(1, max_background * 3 // 4)
+    threshold = max(1, max_background * 3 // 4) if congestion_threshold is None else congestion_threshold
     with _fusectl() as connections:
         wanted = [
             (Path("/sys/class/bdi") / device / "read_ahead_kb", read_ahead_kb),
             (connections / device.split(":")[1] / "max_background", max_background),
             (connections / device.split(":")[1] / "congestion_threshold", threshold),
         ]
-        refused = []
+        lacking, refused = [], []
         for path, value in wanted:
             try:
                 path.write_text(str(value))
-            except OSError:
-                refused.append(path.name)
+            except (PermissionError, FileNotFoundError):
+                lacking.append(path.name)
+            except OSError as error:
+                refused.append(f"{path.name} {value} ({error.strerror})")
         reached = [_text(path).strip() for path, _ in wanted]
+    if lacking:
+        log.warning("cannot set %s of the mount, which takes root: reads will be slower", ", ".join(lacking))
     if refused:
-        log.warning("cannot set %s of the mount, which takes root: reads will be slower", ", ".join(refused))
+        log.warning("the kernel does not take %s: `lazyfs status` shows what it uses", ", ".join(refused))
     return KernelParameters(*(int(text) if text.isdigit() else 0 for text in reached))
 
 

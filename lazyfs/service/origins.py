@@ -6,7 +6,9 @@ here but by its name.
 
 import dataclasses
 import logging
+import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +29,7 @@ from lazyfs.moments import seconds_of
 from lazyfs.objects import CHUNK_SIZE, Listing, ObjectVersion
 from lazyfs.service.engines import s3_store
 from lazyfs.stores.base import Store
+from lazyfs.stores.endpoint import Endpoint
 from lazyfs.stores.fetch import PatientStore
 from lazyfs.stores.several import Stores
 from lazyfs.stores.traffic import Traffic
@@ -44,10 +47,17 @@ LONGEST_TTL = 10 * 365 * 86400.0
 def stores_of(
     sources: Sequence[SourceConfig], *, watched: Callable[[Store], Store], traffic: Traffic | None = None
 ) -> Stores:
-    """A store for each source; sources of one bucket as of one time with the same settings have the same one, and so
-    one bound on connections and one patience. `watched` is put around what asks, `traffic`
-    counts the requests of all. `SetupError` says which source has
-    settings that cannot be used."""
+    """A store for each source; sources of one bucket as of one time with the same settings have the same one, and those
+    of one endpoint one bound on connections, the largest of theirs, and one state of what asking it has come to.
+    `watched` is put around what asks, `traffic` counts the requests of all. `SetupError` says which source has settings
+    that cannot be used."""
+    most: Counter[tuple[object, ...]] = Counter()
+    for one in sources:
+        most[_endpoint(one)] = max(most[_endpoint(one)], one.config.max_connections)
+    endpoints = {
+        place: Endpoint(connections, clock=trio.current_time, rng=random.Random())
+        for place, connections in most.items()
+    }
     made: dict[tuple[object, ...], tuple[PatientStore, VersionedStore]] = {}
     for one in sources:
         key = _asked_alike(one)
@@ -57,7 +67,10 @@ def stores_of(
             except errors.SetupError as error:
                 raise errors.SetupError(f"{_which(one)}{error}") from None
             store = PatientStore(
-                watched(s3), connections=one.config.max_connections, retry_budget=one.config.retry_budget
+                watched(s3),
+                connections=one.config.max_connections,
+                retry_budget=one.config.retry_budget,
+                endpoint=endpoints[_endpoint(one)],
             )
             made[key] = store, s3
     found = {one.name: made[_asked_alike(one)] for one in sources}
@@ -70,6 +83,11 @@ def _asked_alike(one: SourceConfig) -> tuple[object, ...]:
     # The time is that of the source, which its URL may name or an option.
     own = [f.name for f in dataclasses.fields(Config) if f.metadata["per_source"] and f.name != "version_at"]
     return one.source.listing_place, *(getattr(one.config, name) for name in own)
+
+
+def _endpoint(one: SourceConfig) -> tuple[object, ...]:
+    """What tells the endpoints of sources apart; one of AWS is a region's."""
+    return one.config.endpoint_url, None if one.config.endpoint_url else one.config.region
 
 
 def _which(one: SourceConfig) -> str:

@@ -85,10 +85,13 @@ class PatientStore:
         retry_budget: float,
         clock: Callable[[], float] = trio.current_time,
         rng: random.Random | None = None,
+        endpoint: Endpoint | None = None,
     ) -> None:
+        """`endpoint`: that of other stores, which ask it too; without it is asked by this one alone."""
         self._inner = inner
-        self._endpoint = Endpoint(connections, clock=clock, rng=rng or random.Random())
+        self._endpoint = endpoint or Endpoint(connections, clock=clock, rng=rng or random.Random())
         self._gate = self._endpoint.gate
+        self._share = self._gate.join(connections)
         self._retry_budget = retry_budget
         self._clock = clock
         self._counts = dict.fromkeys(set(FetchStatistics.__dataclass_fields__) - {"connections"}, 0)
@@ -140,7 +143,7 @@ class PatientStore:
 
     def statistics(self) -> FetchStatistics:
         """A frozen copy of the counters."""
-        return FetchStatistics(**self._counts, connections=self._gate.places)
+        return FetchStatistics(**self._counts, connections=min(self._share.most, self._gate.places))
 
     async def list(self, prefix: str, *, budget: float | None = None) -> Listing:
         """See `base.Store.list`. `budget`: seconds of patience, where they are not the usual ones."""
@@ -175,11 +178,11 @@ class PatientStore:
             nonlocal restarts
             base = trial.done
             queued = self._clock()
-            await self._gate.enter(claim)
+            await self._gate.enter(claim, self._share)
             try:
-                await self._endpoint.tempo.turn()
+                await self._endpoint.tempo.turn(claim)
             except BaseException:
-                self._gate.leave(claim)
+                self._gate.leave(claim, self._share)
                 raise
             self.gate_waits.add(self._clock() - queued)
             self._counts["get_requests"] += 1
@@ -206,7 +209,7 @@ class PatientStore:
                         raise Transient(f"next to nothing came, {progress.done} bytes in all") from error
                     raise
             finally:
-                self._gate.leave(claim)
+                self._gate.leave(claim, self._share)
                 del self._sent[progress]
                 self._pace.end(progress, self._clock(), whole=progress.done == progress.size)
                 self._counts["bytes_received"] += trial.done - base

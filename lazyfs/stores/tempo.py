@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 import trio
 
+from lazyfs.stores.base import Claim
+
 LATELY = 2.0
 """Seconds over which answers are counted."""
 
@@ -32,6 +34,9 @@ ACCELERATION = 0.05
 """The part by which the tempo grows in a second without a refusal, and how much larger that part is with each second:
 it doubles in 3 s. With a quarter of that fleets were ready some 4 s later, and as much was refused."""
 
+INSTANT = 1e-6
+"""Seconds that are not waited for: what a clock that was waited for may lack."""
+
 STEADY = 10.0
 """Seconds without a refusal after which a tempo ends of which less than half is used."""
 
@@ -44,7 +49,8 @@ class Tempo:
         self._clock = clock
         self._answers: deque[float] = deque()
         self._began = -math.inf
-        self._next = -math.inf
+        self._sent = -math.inf
+        self._waiting: list[_Turn] = []
         self._refused = -math.inf
         self._grown = -math.inf
         self.rate: float | None = None
@@ -73,19 +79,53 @@ class Tempo:
         self.rate += self.rate * passed * (GROWTH + ACCELERATION * steady)
         if steady > STEADY and self.rate > 2 * self._lately(now):
             self.rate = None
+        self._wake()
 
-    async def turn(self) -> None:
-        """Wait until one more request may be sent."""
+    async def turn(self, claim: Claim) -> None:
+        """Wait until one more request may be sent, and it is this one: urgent ones go before all others, also those
+        that came before. Nobody's moment is settled before it is there, for the tempo may have changed by then."""
         if self.rate is None:
             return
-        now = self._clock()
-        at = max(now, self._next)
-        self._next = at + 1 / self.rate
-        if at > now:
-            await trio.sleep(at - now)
+        me = _Turn(claim)
+        self._waiting.append(me)
+        claim.on_change = self._wake
+        try:
+            while self.rate is not None:
+                left = self._sent + 1 / self.rate - self._clock()
+                first = self._first()
+                if first is me and left <= INSTANT:
+                    self._sent = self._clock()
+                    return
+                me.look = trio.Event()
+                if first is not me:
+                    first.look.set()  # it may have been urged since it looked
+                with trio.move_on_after(left if first is me else math.inf):
+                    await me.look.wait()
+        finally:
+            claim.on_change = None
+            self._waiting.remove(me)
+            self._wake()
+
+    def _first(self) -> "_Turn":
+        return next((one for one in self._waiting if one.claim.urgent), self._waiting[0])
+
+    def _wake(self) -> None:
+        """Whose turn it is looks again; all, where there is no tempo any more."""
+        for one in [self._first()] if self._waiting and self.rate is not None else self._waiting:
+            one.look.set()
 
     def _lately(self, now: float) -> float:
         """Answers a second."""
         while self._answers and self._answers[0] < now - LATELY:
             self._answers.popleft()
         return len(self._answers) / min(LATELY, max(SHORTEST, now - self._began))
+
+
+class _Turn:
+    """Who waits for a turn; `look` is set when that may have come."""
+
+    __slots__ = ("claim", "look")
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.look = trio.Event()

@@ -82,7 +82,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="How fast lazyfs is, in ratios within one run.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here, as the README has it")
-    parser.add_argument("--rows", default=",".join(names), help=f"which rows, of {','.join(names)}; default: all")
+    parser.add_argument("--rows", help=f"which rows, of {','.join(names)}; default: all")
     parser.add_argument("--peers", action="store_true", help="only what compares with rclone and s3fs: R11 and R13")
     parser.add_argument("--size", type=size, help="of the file that is read; default 2GiB, with --quick 512MiB")
     parser.add_argument("--repeat", type=int, metavar="N", help="pairs of measurements; default 3, with --quick 1")
@@ -92,7 +92,10 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     found = parser.parse_args(arguments)
     found.size = found.size or (512 * MIB if found.quick else 2048 * MIB)
     found.repeat = max(1, found.repeat or (1 if found.quick else 3))
-    wanted = {"r11", "r13"} if found.peers else {name.casefold() for name in found.rows.split(",")}
+    beside = {"r11", "r13"} if found.peers else {name.casefold() for name in names}
+    wanted = beside if found.rows is None else {name.casefold() for name in found.rows.split(",")}
+    if found.peers and (alone := wanted - beside):
+        parser.error(f"{', '.join(sorted(alone))} is not compared with peers; leave --peers out, or --rows")
     if unknown := wanted - {name.casefold() for name in names}:
         parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     chosen = [row() for row in ROWS if row.name.casefold() in wanted]

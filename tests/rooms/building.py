@@ -1,5 +1,7 @@
 """Small things of which the tests of several rooms are built: versions, bytes, disk caches that are closed."""
 
+import ctypes
+import mmap
 import os
 import random
 from collections.abc import Sequence
@@ -67,6 +69,32 @@ def no_space(*_: object) -> None:
 def object_files(place: Path) -> list[Path]:
     """Every object file below a cache directory."""
     return sorted(path for path in (place / "objects").rglob("*") if path.is_file())
+
+
+def takes_direct(path: Path) -> bool:
+    """Whether its filesystem reads past the page cache."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            os.preadv(descriptor, [mmap.mmap(-1, mmap.PAGESIZE)], 0)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def resident(path: Path) -> int:
+    """How many pages of a file are in the page cache (mincore(2))."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    count = -(-len(mapped) // mmap.PAGESIZE)
+    found = (ctypes.c_ubyte * count)()
+    whole = ctypes.c_char.from_buffer(mapped)
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(whole)), ctypes.c_size_t(len(mapped)), found) == 0
+    del whole
+    mapped.close()
+    return sum(one & 1 for one in found)
 
 
 def allocated(place: Path) -> int:

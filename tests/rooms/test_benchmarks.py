@@ -71,6 +71,15 @@ def test_every_promise_has_a_row() -> None:
     assert len(names) == len(ROWS)
     assert [row.name for row in options(["--peers"]).rows] == ["R13", "R11"]
     assert [row.name for row in options(["--rows", "r9,R1"]).rows] == ["R1", "R9"]
+    assert [row.name for row in options(["--peers", "--rows", "r13"]).rows] == ["R13"]
+
+
+@pytest.mark.parametrize("words", [["--rows", "R99"], ["--peers", "--rows", "R1,R11"]])
+def test_rows_that_cannot_be_had(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Are named, and nothing else is run in their place."""
+    with pytest.raises(SystemExit):
+        options(words)
+    assert {"R99": "no row r99", "R1,R11": "r1 is not compared with peers"}[words[-1]] in capsys.readouterr().err
 
 
 def test_the_keys_of_listings() -> None:

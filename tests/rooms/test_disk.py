@@ -28,6 +28,8 @@ from tests.rooms.building import (
     no_space,
     object_files,
     pattern,
+    resident,
+    takes_direct,
     verified,
     version_of,
 )
@@ -50,8 +52,9 @@ def test_what_is_kept_comes_back(caches: CacheMaker) -> None:
     assert disk.cached_bytes(version) == len(data)
 
 
-def test_a_touch_leaves_the_page_cache_out_for_good(caches: CacheMaker) -> None:
-    """A buffer that begins anywhere would be refused, and O_DIRECT be given up for every later read."""
+def test_bytes_are_not_in_the_page_cache_twice(caches: CacheMaker, place: Path) -> None:
+    """Written and read past it, where the filesystem can; the mount's pages are enough. A touch as well: a buffer that
+    begins anywhere would be refused, and O_DIRECT be given up for every later read."""
     data = pattern(MIB)
     version = version_of("a", data)
     disk = caches.open()
@@ -59,12 +62,17 @@ def test_a_touch_leaves_the_page_cache_out_for_good(caches: CacheMaker) -> None:
     slot = memory.slot_view(0, MIB)
     slot[:] = data
     assert disk.keep([Verified(version, 0, slot, block_sums(slot))]) == 1
-    direct = disk._files._direct
+    (file,) = object_files(place)
+    pages = 0 if takes_direct(file) else MIB // 4096
+    assert resident(file) == pages
     kept = disk.kept(version.object_id, 0)
     assert kept is not None
     for start, stop in ((0, 4096), (65_530, 65_540), (MIB - 1, MIB)):
         assert disk.read_part(version, 0, kept, start, stop) == data[start:stop]
-    assert disk._files._direct == direct
+    slot[:] = bytes(MIB)
+    assert disk.read(version, 0, [kept], [slot]) == [True]
+    assert slot == data
+    assert resident(file) == pages
 
 
 def test_a_chunk_that_is_not_kept_is_absent(caches: CacheMaker) -> None:

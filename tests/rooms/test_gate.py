@@ -2,11 +2,12 @@
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.errors import Dropped
 from lazyfs.stores.base import Claim
-from lazyfs.stores.gate import Gate
+from lazyfs.stores.gate import Gate, Share
+from lazyfs.stores.tempo import Tempo
 from tests.rooms.bench import DATA, Bench
 from tests.rooms.memory_store import Valve
 
@@ -193,3 +194,149 @@ async def test_cancelled_while_it_reads() -> None:
         await crowd.serve(20)
     assert crowd.ended == {10: "cancelled", 20: "right"}
     crowd.bench.idle()
+
+
+# ---- several who ask one endpoint
+
+
+def let_in(gate: Gate, share: Share, *, urgent: bool = True, count: int = 99) -> int:
+    """How many more reads of this one are let in at once, of so many that come; they stay."""
+    found = 0
+    while found < count:
+        asking = gate.enter(Claim(urgent=urgent), share)
+        try:
+            asking.send(None)
+        except StopIteration:
+            found += 1
+        else:
+            with pytest.raises(GeneratorExit):
+                asking.throw(GeneratorExit())
+            break
+    return found
+
+
+async def test_several_have_one_bound_and_each_a_part_that_no_other_takes() -> None:
+    """One whose reads are never answered may hold three quarters of the places, of two, and the other has the rest; who
+    left makes room for both."""
+    gate = Gate(32)
+    dead, living = gate.join(32), gate.join(32)
+    assert let_in(gate, dead) == 24
+    assert let_in(gate, living) == 8
+    gate.leave(Claim(urgent=True), dead)
+    assert let_in(gate, living, count=1) == 1
+    assert (dead.used, living.used, gate.in_use) == (23, 9, 32)
+    for _ in range(9):
+        gate.leave(Claim(urgent=True), living)
+    assert let_in(gate, dead) == 1
+
+
+async def test_one_that_may_have_fewer_has_no_more() -> None:
+    """Its own bound holds beside that of all; one alone has all that is left of either."""
+    gate = Gate(32)
+    small = gate.join(4)
+    assert let_in(gate, small) == 4
+    large = gate.join(32)
+    assert let_in(gate, large) == 24
+    alone = Gate(8)
+    assert let_in(alone, alone.join(32)) == 8
+
+
+async def test_an_endpoint_that_takes_one_at_a_time_is_asked_by_all() -> None:
+    """In turn: a part of one place is none, and nobody is shut out."""
+    gate = Gate(1)
+    shares = [gate.join(1) for _ in range(3)]
+    for share in shares:
+        assert let_in(gate, share) == 1
+        assert [let_in(gate, one) for one in shares] == [0, 0, 0]
+        gate.leave(Claim(urgent=True), share)
+
+
+async def test_who_waits_in_another_share_holds_up_nobody() -> None:
+    """A read that has no place for now is passed by those that have, and comes in when its share has one."""
+    gate = Gate(4)
+    busy, other = gate.join(4), gate.join(4)
+    assert let_in(gate, busy) == 3
+    order: list[str] = []
+
+    async def come(name: str, share: Share) -> None:
+        await gate.enter(Claim(urgent=True), share)
+        order.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(come, "busy", busy)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(come, "other", other)
+        await wait_all_tasks_blocked()
+        assert order == ["other"]
+        gate.leave(Claim(urgent=True), busy)
+    assert order == ["other", "busy"]
+
+
+# ---- the tempo after a refusal
+
+
+async def test_demand_has_the_next_turn(autojump_clock: MockClock) -> None:
+    """However much read-ahead waits for its own: one in a second each, from the first, which is at once."""
+    tempo = Tempo(32, clock=trio.current_time)
+    tempo.rate = 1.0
+    began, order = trio.current_time(), list[tuple[str, float]]()
+
+    async def ask(name: str, claim: Claim) -> None:
+        await tempo.turn(claim)
+        order.append((name, round(trio.current_time() - began, 6)))
+
+    urged = Claim(urgent=False)
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(ask, f"ahead {number}", Claim(urgent=False))
+            await wait_all_tasks_blocked()
+        nursery.start_soon(ask, "urged", urged)
+        await wait_all_tasks_blocked()
+        await trio.sleep(0.5)
+        nursery.start_soon(ask, "demand", Claim(urgent=True))
+        await trio.sleep(1.0)
+        urged.urge()
+    assert order == [("ahead 0", 0.0), ("demand", 1.0), ("urged", 2.0), ("ahead 1", 3.0), ("ahead 2", 4.0)]
+
+
+async def test_a_tempo_that_grows_or_ends_is_not_waited_for(autojump_clock: MockClock) -> None:
+    """Nobody has a moment that was settled when it was slow."""
+    tempo = Tempo(32, clock=trio.current_time)
+    tempo.slower()
+    tempo.rate = 0.01
+    began, ends = trio.current_time(), list[float]()
+
+    async def ask() -> None:
+        await tempo.turn(Claim(urgent=False))
+        ends.append(round(trio.current_time() - began, 6))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(ask)
+        await trio.sleep(2.0)
+        tempo.rate = 0.25
+        tempo.worked()
+        await trio.sleep(2.5)
+        tempo._refused = -1000.0  # long ago, and little was asked since
+        tempo.worked()
+        assert tempo.rate is None
+    assert ends[0] == 0.0
+    assert 2.0 < ends[1] <= 4.0
+    assert ends[2:] == [4.5, 4.5]
+
+
+async def test_who_is_cancelled_leaves_the_turn_to_the_next(autojump_clock: MockClock) -> None:
+    """At the moment at which it would have been his."""
+    tempo = Tempo(32, clock=trio.current_time)
+    tempo.rate = 1.0
+    began = trio.current_time()
+    await tempo.turn(Claim(urgent=True))
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as inner:
+                inner.start_soon(tempo.turn, Claim(urgent=True))
+                await wait_all_tasks_blocked()
+                nursery.start_soon(tempo.turn, Claim(urgent=False))
+                await wait_all_tasks_blocked()
+                scope.cancel()
+    assert trio.current_time() - began == 1.0

@@ -241,6 +241,23 @@ def test_sources_that_ask_alike_have_one_store() -> None:
     assert stores["a"] is not stores["c"]
 
 
+def test_sources_of_one_endpoint_have_one_bound() -> None:
+    """The largest of theirs, whatever their buckets; another endpoint, or region of AWS, has its own."""
+    words = find_sources(
+        "", ["a=s3://one", "b=s3://two", "c=s3://one", "d=s3://one"],
+        ["b:max-connections=48", "c:endpoint-url=http://127.0.0.1:2", "d:endpoint-url=http://127.0.0.1:2"], {}, None,
+    )  # fmt: skip
+    stores = stores_of(configured(words, Config(endpoint_url="http://127.0.0.1:1")), watched=lambda store: store)
+    assert stores["a"]._endpoint is stores["b"]._endpoint
+    assert stores["c"]._endpoint is stores["d"]._endpoint
+    assert stores["a"]._endpoint is not stores["c"]._endpoint
+    assert (stores["a"]._gate.most, stores["c"]._gate.most) == (48, 32)
+    assert [stores[name].statistics().connections for name in "abc"] == [32, 48, 32]
+    aws = find_sources("", ["a=s3://one", "b=s3://two", "c=s3://three"], ["c:region=eu-west-1"], {}, None)
+    stores = stores_of(configured(aws, Config(region="us-east-1")), watched=lambda store: store)
+    assert stores["a"]._endpoint is stores["b"]._endpoint is not stores["c"]._endpoint
+
+
 class Pair:
     """A tree of two sources, `b` and `a`, with the same keys; stores that say how often they were listed."""
 

@@ -1,0 +1,69 @@
+"""The kernel's parameters of a mount: those that were asked for are set, and what was reached is shown; and GETs that
+are behind are restarted in a mount as they are in its rooms."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.mounts.contents import MIB, pages
+from tests.mounts.mounting import Mount, Mounter, mountinfo
+from tests.mounts.reader import Reader
+from tests.mounts.test_warming import lazyfs
+from tests.servers.fast import FastS3Server
+from tests.servers.faults import Fault
+from tests.servers.records import Request
+
+NAMES = ("read_ahead_kb", "max_background", "congestion_threshold")
+
+
+def used_by_the_kernel(mount: Mount) -> dict[str, int]:
+    """What /sys has of it; of what it does not show, nothing."""
+    device = mountinfo(mount.path)[2]
+    connection = Path("/sys/fs/fuse/connections") / device.split(":")[1]
+    places = dict(zip(NAMES, (Path(f"/sys/class/bdi/{device}"), connection, connection), strict=True))
+    return {name: int((at / name).read_text()) for name, at in places.items() if (at / name).exists()}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ((), (1024, 512, 384)),
+        (("--max-background=100",), (1024, 100, 75)),
+        (("--read-ahead-kb=256", "--max-background=200", "--congestion-threshold=20"), (256, 200, 20)),
+    ],
+)
+def test_parameters_are_set_and_shown(
+    s3: FastS3Server, mounter: Mounter, options: tuple[str, ...], wanted: tuple[int, ...]
+) -> None:
+    """In /sys, in the counters, and in what `lazyfs status` says."""
+    s3.put("models", "k", b"x")
+    mount = mounter.mount(s3, "s3://models", *options)
+    expected = dict(zip(NAMES, wanted, strict=True))
+    found = used_by_the_kernel(mount)
+    assert found["read_ahead_kb"] == wanted[0]
+    assert found.items() <= expected.items()
+    assert mount.stats()["kernel"] == expected
+    line = ", ".join(f"{name} {value}" for name, value in expected.items())
+    assert f"  kernel: {line}\n" in lazyfs(mounter, "status", mount.path)
+
+
+def test_a_get_that_is_behind_is_restarted(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:
+    """One in a file that is read through comes at a rate at which it would take a quarter of an hour."""
+    data = pages(1, 64 * MIB)
+    s3.put("models", "weights", data)
+    mount = mounter.mount(s3, "s3://models")
+    slowed: list[Request] = []
+
+    def slow(request: Request) -> Fault | None:
+        if request.kind != "GET" or slowed or request.range is None or request.range[0] < 16 * MIB:
+            return None
+        slowed.append(request)
+        return Fault(rate=1000.0)
+
+    s3.fault = slow
+    assert (mount.path / "weights").read_bytes() == data
+    assert len(slowed) == 1
+    assert mount.stats()["store"]["restarts"] >= 1
+    assert os.path.ismount(mount.path)
