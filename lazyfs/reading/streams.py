@@ -12,6 +12,7 @@ of a walk. A young run plans nothing ahead. It becomes a run with its second rea
 with its fourth where many began of which nothing came.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 from lazyfs.objects import CHUNK_SIZE, align_down, align_up
@@ -22,11 +23,13 @@ from lazyfs.reading.strides import Strides
 from lazyfs.reading.table import Table
 from lazyfs.reading.tensors import Tensors
 from lazyfs.reading.windows import (
+    ALIKE,
     ALONE,
     AT_ONCE,
     EARLIEST,
     FILE_BEGIN,
     LARGEST_WINDOW,
+    LONGEST_ALIKE,
     REMEMBERED,
     SLACK,
     Budget,
@@ -59,6 +62,8 @@ class Streams:
         self._fruitful = 0
         self._table = Table(budget)
         self._strides = Strides()
+        # Of the last runs that ended before another began.
+        self._lengths: deque[int] = deque(maxlen=ALIKE)
         self.tensors = Tensors(size)
         """What is known of the inside; who has read a MiB of a tensor from its beginning on, or faults at its end, is
         taken to read all of it."""
@@ -190,9 +195,16 @@ class Streams:
         if run.low < FILE_BEGIN:
             run.window = self._budget.first_window
         front = self._table.front
-        length = front.high - front.low
-        if front.step > 0 and not front.bounded and front.last < run.begun and length <= REMEMBERED:
-            run.expect = length
+        if front.step > 0 and not front.bounded and front.last < run.begun:
+            run.expect = self._expected(front.high - front.low)
+
+    def _expected(self, length: int) -> int:
+        """How long a run will be at first sight, when the one before ended after `length`; 0 for no guess."""
+        self._lengths.append(length)
+        longest = max(self._lengths)
+        if length <= REMEMBERED:
+            return length
+        return longest if len(self._lengths) == ALIKE and longest <= LONGEST_ALIKE and not self.tensors else 0
 
     def _largest(self, stream: Run | Stride) -> int:
         share = self._budget.share(id(stream))

@@ -39,6 +39,10 @@ class Tensors:
         self._unread = 0
         self.left = False
 
+    def __bool__(self) -> bool:
+        """Whether they are known, and believed."""
+        return bool(self._borders)
+
     def know(self, borders: Sequence[int]) -> None:
         """They lie between these offsets."""
         self._borders = () if self.left else borders

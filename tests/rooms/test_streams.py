@@ -58,6 +58,33 @@ def test_a_window_has_an_end() -> None:
         assert all(stop <= align_up(offset + MIB + LARGEST_WINDOW) for _, stop in plan.ranges)
 
 
+def test_who_reads_pieces_of_one_size_here_and_there_has_no_more_planned() -> None:
+    """Experts of a model of which nobody knows the inside, say: after three of them what comes next is taken to be as
+    long, and is planned as soon as it is a run; who reads on after all has a window again."""
+    made = streams()
+    experts = [number * 12 * MIB for number in (250, 30, 170, 90, 301, 10)]
+    plans = [walk(made, start, start + 12 * MIB, MIB) for start in experts]
+    for start, found in zip(experts[3:], plans[3:], strict=True):
+        first = start // MIB
+        assert found == [(first, first + 1), (first + 1, first + 12)]
+    assert all(found[-1][1] > start // MIB + 40 for start, found in zip(experts[:3], plans[:3], strict=True))
+    begin = 330 * 12 * MIB
+    longer = walk(made, begin, begin + 30 * MIB, MIB)
+    assert longer[:2] == [(begin // MIB, begin // MIB + 1), (begin // MIB + 1, begin // MIB + 12)]
+    assert longer[-1][1] >= begin // MIB + 30 + 8 * 12
+
+
+def test_pieces_of_different_sizes_are_taken_to_be_like_the_longest_of_the_last() -> None:
+    """So that the next one is planned at once, and not much more than it; one that is very long teaches nothing."""
+    made = streams(16 * GIB)
+    sizes = [6, 14, 9, 11, 5, 100, 7, 8]
+    found = [walk(made, n * GIB, n * GIB + size * MIB, MIB) for n, size in enumerate(sizes)]
+    planned = [plans[-1][1] - n * 1024 for n, plans in enumerate(found)]
+    assert planned[3:5] == [14, 14]
+    assert planned[6] > 50
+    assert planned[7] > 60, "the long one is still among the last three"
+
+
 def test_a_touch_costs_its_chunk() -> None:
     """4 KiB anywhere brings one chunk and nothing ahead."""
     made = streams()
