@@ -205,7 +205,7 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
 
     __slots__ = (
         "_arrived", "_check", "_error", "_head", "_last", "_lock", "_most", "_offset", "_over", "_received", "_told",
-        "_trip", "_views", "_wake", "failed", "keeps",
+        "_trip", "_views", "_wake", "answered", "failed", "keeps",
     )  # fmt: skip
 
     def __init__(
@@ -230,14 +230,9 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
         self._lock = threading.Lock()
         self._over = False
         self.failed: Exception | None = None
-        self.keeps = False
+        self.keeps = self.answered = False
         # Last: the base makes the stream, whose callbacks need all of the above.
         super().__init__(connection, request)
-
-    @property
-    def answered(self) -> bool:
-        """Whether the head of an answer came."""
-        return self._head.status > 0
 
     async def finished(self, over: trio.Event) -> None:
         """Wait until nobody writes to the buffers any more; a silent or cancelled exchange is broken off first."""
@@ -265,7 +260,7 @@ class _Exchange(HttpClientStream):  # type: ignore[misc]  # awscrt is not annota
                 self.connection.close()
 
     def _on_response(self, status_code: int, name_value_pairs: list[tuple[str, str]]) -> None:
-        self._last = time.monotonic()
+        self._last, self.answered = time.monotonic(), True
         self._trip.answered(status_code)
         headers = {name.lower(): value for name, value in name_value_pairs}
         text = headers.get("content-length", "")

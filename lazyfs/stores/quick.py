@@ -10,9 +10,10 @@ from lazyfs.errors import Transient
 from lazyfs.objects import ObjectVersion
 from lazyfs.stores.answers import RangeAnswer, element, failure
 from lazyfs.stores.base import Arrived, Claim
+from lazyfs.stores.calls import Call
 from lazyfs.stores.signing import Pattern, Signer
 from lazyfs.stores.traffic import Trip
-from lazyfs.stores.wire import FEW, MOST, PIECE_SIZE, Call, Wires
+from lazyfs.stores.wire import FEW, MOST, PIECE_SIZE, Wires
 
 
 def told_of(claim: Claim) -> int:

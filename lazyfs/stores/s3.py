@@ -7,9 +7,13 @@ GETs are most of the work, so they have a quicker way: botocore makes the first,
 ones go over `wire`. What is unusual there (a redirect, a chunked body) goes by botocore again.
 """
 
+import contextlib
 import datetime
 import http.client
+import math
+import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import botocore.exceptions
@@ -20,6 +24,7 @@ from lazyfs.objects import Checksums, Listing, ObjectInfo, ObjectVersion, Stretc
 from lazyfs.stores.answers import RangeAnswer, coding, full_checksums, opaque
 from lazyfs.stores.base import Arrived, Claim
 from lazyfs.stores.border import status_of, translated
+from lazyfs.stores.calls import Call
 from lazyfs.stores.client import Connection
 from lazyfs.stores.customer_keys import open_way, sse_arguments
 from lazyfs.stores.history import History, VersionPages
@@ -34,6 +39,12 @@ from lazyfs.stores.versions import VersionIds
 from lazyfs.stores.wire import FEW
 
 T = TypeVar("T")
+
+LONGEST_ANSWER = 120.0
+"""Seconds for a page of a listing, or a HEAD: 1,000 names are half a MB."""
+
+_UNBOUNDED = trio.CapacityLimiter(math.inf)
+"""Who is bounded in another way; an answer that was left to itself has its thread for as long as it comes."""
 
 
 class S3Store:
@@ -159,7 +170,22 @@ class S3Store:
         await trio.to_thread.run_sync(translated, read, version, start, into, arrived, claim, trip, limiter=self._gets)
 
     async def _ask(self, function: Callable[..., T], *args: Any) -> T:
-        return await trio.to_thread.run_sync(translated, function, *args, limiter=self._lists, abandon_on_cancel=True)
+        """Requests that are no GETs of objects, each of which has to be answered whole in a while. One of which a byte
+        comes now and then is left to itself: botocore gives nobody its socket."""
+        token, scope = trio.lowlevel.current_trio_token(), trio.CancelScope()
+
+        def goes_on() -> None:
+            scope.deadline = trio.current_time() + LONGEST_ANSWER
+
+        def sent() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(goes_on)
+
+        asking = partial(translated, self.traffic.telling, sent, function, *args)
+        async with self._lists:
+            with scope:
+                return await trio.to_thread.run_sync(asking, limiter=_UNBOUNDED, abandon_on_cancel=True)
+        raise Transient(f"no end of an answer in {LONGEST_ANSWER:g} s")
 
     def _stat(self, key: str) -> ObjectInfo:
         answer = self._head({"Key": key})
@@ -246,17 +272,36 @@ class S3Store:
         said, length = answer["ResponseMetadata"]["HTTPHeaders"], answer.get("ContentLength")
         etag, span, known = (answer.get(name, "") for name in ("ETag", "ContentRange", "VersionId"))
         head = RangeAnswer(status, etag, span, length, coding(said), known)
+        call = Call(_Socket(body))
+        claim.sever = call.sever
         try:
             self.version_ids.check(head, version, start, stop)
             arrived(0)
             _receive(body, into, arrived)
         except BaseException:
+            claim.sever = None
+            call.over()
             body.close()
             self.traffic.body_ended(whole=False)
             raise
+        claim.sever = None
+        call.over()
         body.release_conn()
         self.traffic.body_ended(whole=True)
         self.way.learn(version.key, plain=length is not None and "transfer-encoding" not in said)
+
+
+class _Socket:
+    """The connection that a body of urllib3's comes over, where that says which it is."""
+
+    def __init__(self, body: Any) -> None:
+        self._found = getattr(getattr(body, "_connection", None), "sock", None)
+
+    def shut(self) -> None:
+        """See `Wire.shut`."""
+        if self._found is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self._found, socket.SHUT_RDWR)
 
 
 def _receive(body: Any, into: Sequence[memoryview], arrived: Arrived) -> None:

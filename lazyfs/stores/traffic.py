@@ -10,11 +10,14 @@ Concurrency: any thread; a lock of its own, taken twice for a request.
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from lazyfs.tallies import SLOW, Spread, Tally
+
+T = TypeVar("T")
 
 GET, HEAD, LIST = "GetObject", "HeadObject", "ListObjectsV2"
 OPERATIONS = (GET, HEAD, LIST)
@@ -75,6 +78,14 @@ class Traffic:
         client.meta.events.register("before-send.s3", self._sending, unique_id="lazyfs-traffic-sent")
         client.meta.events.register("response-received.s3", self._received, unique_id="lazyfs-traffic-received")
 
+    def telling(self, sent: Callable[[], None], function: Callable[..., T], *args: Any) -> T:
+        """Call, and `sent` whenever this thread sends a request by botocore meanwhile."""
+        self._under_way.tell = sent
+        try:
+            return function(*args)
+        finally:
+            self._under_way.tell = None
+
     def body_ended(self, *, whole: bool) -> None:
         """The body of the GET that this thread sent by botocore came to its end, or did not."""
         trip: Trip | None = getattr(self._under_way, "trip", None)
@@ -88,6 +99,9 @@ class Traffic:
 
     def _sending(self, request: Any, event_name: str = "", **_: Any) -> None:
         name = event_name.rpartition(".")[2]
+        tell: Callable[[], None] | None = getattr(self._under_way, "tell", None)
+        if tell is not None:
+            tell()
         self._under_way.trip = trip = Trip(self, name if name in OPERATIONS else OTHER)
         trip.sent()
 

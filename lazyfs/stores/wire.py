@@ -345,23 +345,3 @@ class Wires:
             idle, self._idle, self._most = self._idle, [], 0
         for wire in idle:
             wire.close()
-
-
-class Call:
-    """One exchange on a wire, which another thread may break off: not before it began, and not once it is over, for
-    the wire is somebody else's then."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire: Wire | None = wire
-        self._lock = threading.Lock()
-
-    def sever(self) -> None:
-        """Break the connection off: the exchange fails as if the network had done it."""
-        with self._lock:
-            if self._wire is not None:
-                self._wire.shut()
-
-    def over(self) -> None:
-        """From here on `sever` does nothing."""
-        with self._lock:
-            self._wire = None

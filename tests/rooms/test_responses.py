@@ -1,6 +1,7 @@
 """S3Store against a server that goes wrong: which failure each answer becomes, and that what arrived was right."""
 
 import http.client
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -16,6 +17,7 @@ from lazyfs.errors import (
     Transient,
 )
 from lazyfs.objects import KIB, MIB, ObjectVersion
+from lazyfs.stores import s3 as s3_module
 from lazyfs.stores.base import Claim
 from lazyfs.stores.s3 import S3Store
 from tests.rooms.building import pattern
@@ -332,6 +334,54 @@ def test_a_set_up_that_cannot_work(arguments: dict[str, str], said: str) -> None
     """One sentence before anything is sent."""
     with pytest.raises(SetupError, match=said):
         S3Store("models", **arguments)  # type: ignore[arg-type]
+
+
+async def test_a_listing_of_which_a_byte_comes_now_and_then_is_given_up(
+    server: FastS3Server, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No time-out of sockets ends it, and it holds up no other; one of several pages has as long for each."""
+    monkeypatch.setattr("lazyfs.stores.s3.LONGEST_ANSWER", 0.5)
+    never = threading.Event()
+    for number in range(2500):
+        server.put("models", f"many/{number:04d}", b"")
+    server.fault = lambda request: Fault(stall_after=100, until=never) if request.kind == "LIST" else None
+    for _ in range(9):  # more than may be under way at once
+        with pytest.raises(Transient, match="no end of an answer"):
+            await store.list("k")
+    server.fault = lambda request: Fault(rate=1e6) if request.kind == "LIST" else None
+    monkeypatch.setattr("lazyfs.stores.s3.LONGEST_ANSWER", 5.0)
+    assert len((await store.list("many/")).objects) == 2500
+    never.set()
+    with trio.fail_after(30):
+        while s3_module._UNBOUNDED.borrowed_tokens:  # noqa: ASYNC110 - by threads to which an answer is still to come
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("store", ["botocore"], indirect=True)
+async def test_a_read_by_botocore_can_be_severed(server: FastS3Server, store: S3Store) -> None:
+    """While its body comes, and what arrived is good; the next one is another's affair."""
+    never = threading.Event()
+    server.fault = lambda request: Fault(stall_after=900 * KIB, until=never) if request.kind == "GET" else None
+    claim, reading = Claim(urgent=True), Reading()
+    view = memoryview(reading.buffer)
+    severed: list[bool] = []
+
+    def arrived(count: int) -> None:
+        reading.counts.append(count)
+        if count >= 800 * KIB and not severed:
+            assert claim.sever is not None
+            severed.append(True)
+            claim.sever()
+
+    with pytest.raises(Transient):
+        await store.read(version_at(server), START, [view], arrived, claim)
+    assert claim.sever is None
+    assert view[: reading.counts[-1]] == DATA[START : START + reading.counts[-1]]
+    server.fault = None
+    never.set()
+    again = Reading()
+    await again.run(store, version_at(server))
+    assert again.buffer == DATA[START:STOP]
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -15,7 +15,8 @@ import pytest
 
 from lazyfs.errors import Transient
 from lazyfs.objects import KIB
-from lazyfs.stores.wire import HEAD_PIECE, LONGEST_ERROR, LONGEST_HEAD, Call, Head, Wire, Wires
+from lazyfs.stores.calls import Call
+from lazyfs.stores.wire import HEAD_PIECE, LONGEST_ERROR, LONGEST_HEAD, Head, Wire, Wires
 from tests.rooms.building import pattern
 from tests.rooms.raw_server import CHUNKED, LAST, PATIENCE, RawServer, Say, answer, chunked, nothing_left_open, scripted
 from tests.servers.certificates import Certificates
