@@ -182,6 +182,33 @@ def test_one_dies(pair: Pair, mounter: Mounter, reader: Reader) -> None:
     assert pair.asked() == before
 
 
+def read_spread(path: str) -> list[bytes]:
+    """By more readers than the kernel had requests under way at once before: a page of each 128 KiB."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        with ThreadPoolExecutor(len(ONE) // 2**17) as pool:
+            return list(pool.map(lambda number: os.pread(fd, 4096, number * 2**17), range(len(ONE) // 2**17)))
+    finally:
+        os.close(fd)
+
+
+def test_two_buckets_of_one_endpoint(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:
+    """One bound on connections holds for both, and one of them that gives no answer has a part of those: while 192 of
+    its readers wait, the other is read, cold and warm."""
+    for bucket, data in (("one", ONE), ("two", TWO)):
+        s3.put(bucket, "big", data)
+    mount = mounter.mount(s3, "lazyfs", "--source=one=s3://one", "--source=two=s3://two", "--max-connections=4")
+    os.listdir(mount.path / "two")
+    with s3.hold(lambda request: request.kind == "GET" and request.bucket == "one") as gate, Reader() as waiting:
+        waiting.begin("tests.mounts.test_sources:read_spread", str(mount.path / "one" / "big"))
+        gate.wait_for(3)
+        for _ in range(2):
+            assert reader.call("cold_digest", str(mount.path / "two" / "big")) == digest_of(TWO)
+        assert len(gate.wait_for(3)) == 3, "the fourth is the other's"
+        gate.release()
+        assert waiting.result() == [ONE[at : at + 4096] for at in range(0, len(ONE), 2**17)]
+
+
 def digest_of(data: bytes) -> tuple[int, str]:
     """As `reader.digest` gives it."""
     return len(data), hashlib.sha256(data).hexdigest()
