@@ -115,7 +115,7 @@ class Config:
         parse_size,
         "Most bytes of one ranged GET; each holds so much memory and one connection while it is under way.",
     )
-    max_connections: int = _of_source("32", parse_count, "Most GETs under way at once, of all that ask one endpoint.")
+    max_connections: int = _of_source("32", parse_count, "Most GETs under way at once, of all sources of an endpoint.")
     s3_engine: str = _of_source(
         "auto",
         choice("auto", "boto3", "awscrt"),

@@ -8,6 +8,7 @@ from lazyfs.cache.pins import apart
 from lazyfs.cache.records import HEAD, OBJECT, Record, Run, number_of, run_key
 from lazyfs.cache.sums import seal
 from lazyfs.cache.tables import Tables, Transaction
+from lazyfs.cache.verdicts import unpack
 
 USED = b"used"
 
@@ -45,6 +46,13 @@ class Books:
         generation, size, present = OBJECT.unpack_from(found)
         head = OBJECT.pack(generation, size, max(0, present + change))
         self._txn.put(object_id, head + bytes(found[OBJECT.size :]), db=self._at.objects)
+
+    def _open_question(self, object_id: bytes) -> None:
+        """Forget that all of the object was right, for some of it leaves the file: what comes in its place was not
+        compared. That it was wrong holds for the version, and stays."""
+        found = unpack(self._txn.get(object_id, db=self._at.verdicts))
+        if found is not None and not found.wrong:
+            self._txn.delete(object_id, db=self._at.verdicts)
 
     def _put_grave(self, run: Run, size: int) -> int:
         """Bytes that are spoken for already go into a grave, to be spoken for until it is dug; how many."""

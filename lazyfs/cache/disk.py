@@ -254,11 +254,15 @@ class Disk:
 
     def touch(self, segments: set[tuple[bytes, int]]) -> None:
         """These (object_id, segment) were read. Some at a time, so that a commit writes on the pages that the one
-        before has left, and not at all while the index is larger than it may be: it never gets smaller. Blocks."""
-        left = list(segments)
-        while left and self._index.used() <= self.room.bound() + INDEX_SLACK // 2:
+        before has left. The index never gets smaller: where it grew by that and there is no more room for it, the rest
+        is left out. Where it did not, uses cost nothing, and are what tells who goes when there is no room. Blocks."""
+        left, size = list(segments), self._index.own_size()
+        while left:
             self._index.touch(left[-TOUCHED:])
             del left[-TOUCHED:]
+            before, size = size, self._index.own_size()
+            if size > before and self._index.used() > self.room.bound() + INDEX_SLACK // 2:
+                return
 
     def discard(self, version: ObjectVersion, number: int) -> None:
         """Forget one chunk whose bytes on disk are wrong, and that all of the version agreed with its digest: what is

@@ -117,7 +117,7 @@ class Index:
             self._env.reader_check()
             tables = {name: self._table(name, to_read) for name in TABLES}
             self._meta, self._objects, self._segments = (tables[name] for name in ("meta", "objects", "segments"))
-            self._listings, self._verdicts = tables.pop("listings"), tables.pop("verdicts")
+            self._listings, self._verdicts = tables.pop("listings"), tables["verdicts"]
             self._tables = Tables(**tables)
             if not to_read or self._alone:
                 self._check_format(to_read)

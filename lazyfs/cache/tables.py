@@ -42,6 +42,7 @@ class Tables:
     lru: Any
     claims: Any
     graves: Any
+    verdicts: Any
     pins: Any
     marks: Any
     """None, each, in an index that is only read and was made before there were such."""

@@ -272,24 +272,28 @@ class OpenFiles:
     def _counted(self) -> Iterator[int]:
         """Numbers of reads. Now and then what all open files remember is looked at: as often as that costs next to
         nothing for a read, however many are open."""
-        due = LOOKED_AT
+        due, looked = LOOKED_AT, 0
         for number in itertools.count():
             if number >= due:
-                due = number + max(LOOKED_AT, len(self._files))
-                self._forget_idle()
+                self._forget_idle(looked)
+                due, looked = number + max(LOOKED_AT, len(self._files)), number
             yield number
 
-    def _forget_idle(self) -> None:
-        """If too many runs are remembered, forget those of the files that were idle for longest."""
-        remembered = [(opened.last, opened.remembered, opened) for opened in self._files.values()]
-        count = sum(runs for _, runs, _ in remembered)
-        if count > MOST_REMEMBERED:
-            for _, runs, opened in sorted(remembered, key=lambda one: one[0]):
-                if count <= MOST_REMEMBERED // 2:
-                    break
-                if runs:
-                    opened.forget()
-                    count -= runs
+    def _forget_idle(self, since: int) -> None:
+        """If too many runs are remembered, forget those of files, the ones first that had no read `since` and were idle
+        for longest, and then those with most. Not where there are few: that is who reads his file through."""
+        remembered = [(opened.remembered, opened) for opened in self._files.values()]
+        count, few = sum(runs for runs, _ in remembered), MOST_REMEMBERED // (2 * max(1, len(remembered)))
+        if count <= MOST_REMEMBERED:
+            return
+        many = [(runs, opened) for runs, opened in remembered if runs > few]
+        idle = sorted((one for one in many if one[1].last < since), key=lambda one: one[1].last)
+        read = sorted((one for one in many if one[1].last >= since), key=lambda one: -one[0])
+        for runs, opened in (*idle, *read):
+            if count <= MOST_REMEMBERED // 2:
+                break
+            opened.forget()
+            count -= runs
 
     def open(self, file: File) -> int:
         """One more handle on the file; the handle is its inode."""

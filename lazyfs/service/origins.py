@@ -6,7 +6,6 @@ here but by its name.
 
 import dataclasses
 import logging
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,8 +28,8 @@ from lazyfs.moments import seconds_of
 from lazyfs.objects import CHUNK_SIZE, Listing, ObjectVersion
 from lazyfs.service.engines import s3_store
 from lazyfs.stores.base import Store
-from lazyfs.stores.endpoint import Endpoint
 from lazyfs.stores.fetch import PatientStore
+from lazyfs.stores.gate import Bound
 from lazyfs.stores.several import Stores
 from lazyfs.stores.traffic import Traffic
 from lazyfs.stores.versions import VersionedStore
@@ -47,17 +46,15 @@ LONGEST_TTL = 10 * 365 * 86400.0
 def stores_of(
     sources: Sequence[SourceConfig], *, watched: Callable[[Store], Store], traffic: Traffic | None = None
 ) -> Stores:
-    """A store for each source; sources of one bucket as of one time with the same settings have the same one, and those
-    of one endpoint one bound on connections, the largest of theirs, and one state of what asking it has come to.
-    `watched` is put around what asks, `traffic` counts the requests of all. `SetupError` says which source has settings
-    that cannot be used."""
-    most: Counter[tuple[object, ...]] = Counter()
+    """A store for each source; sources of one bucket as of one time with the same settings have the same one, and so
+    one patience; those that name the same endpoint have one bound on connections, the largest of theirs. `watched` is
+    put around what asks, `traffic` counts the requests of all. `SetupError` says which source has settings that cannot
+    be used."""
+    most: Counter[str] = Counter()
     for one in sources:
-        most[_endpoint(one)] = max(most[_endpoint(one)], one.config.max_connections)
-    endpoints = {
-        place: Endpoint(connections, clock=trio.current_time, rng=random.Random())
-        for place, connections in most.items()
-    }
+        if (url := one.config.endpoint_url) is not None:
+            most[url] = max(most[url], one.config.max_connections)
+    bounds = {url: Bound(connections) for url, connections in most.items()}
     made: dict[tuple[object, ...], tuple[PatientStore, VersionedStore]] = {}
     for one in sources:
         key = _asked_alike(one)
@@ -70,7 +67,8 @@ def stores_of(
                 watched(s3),
                 connections=one.config.max_connections,
                 retry_budget=one.config.retry_budget,
-                endpoint=endpoints[_endpoint(one)],
+                # AWS has a host for each bucket, which is an endpoint of its own.
+                bound=bounds[one.config.endpoint_url] if one.config.endpoint_url is not None else None,
             )
             made[key] = store, s3
     found = {one.name: made[_asked_alike(one)] for one in sources}
@@ -83,11 +81,6 @@ def _asked_alike(one: SourceConfig) -> tuple[object, ...]:
     # The time is that of the source, which its URL may name or an option.
     own = [f.name for f in dataclasses.fields(Config) if f.metadata["per_source"] and f.name != "version_at"]
     return one.source.listing_place, *(getattr(one.config, name) for name in own)
-
-
-def _endpoint(one: SourceConfig) -> tuple[object, ...]:
-    """What tells the endpoints of sources apart; one of AWS is a region's."""
-    return one.config.endpoint_url, None if one.config.endpoint_url else one.config.region
 
 
 def _which(one: SourceConfig) -> str:

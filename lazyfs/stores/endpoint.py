@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import trio
 
-from lazyfs.stores.gate import Gate
+from lazyfs.stores.gate import Bound, Gate
 from lazyfs.stores.tempo import Tempo
 
 FIRST_PAUSE = 0.1
@@ -28,8 +28,10 @@ SPREAD = 0.1
 class Endpoint:
     """One endpoint, and the gate in front of it. `clock` gives seconds that only grow."""
 
-    def __init__(self, connections: int, *, clock: Callable[[], float], rng: random.Random) -> None:
-        self.gate = Gate(connections)
+    def __init__(
+        self, connections: int, *, clock: Callable[[], float], rng: random.Random, bound: Bound | None = None
+    ) -> None:
+        self.gate = Gate(connections, bound)
         self.tempo = Tempo(connections, clock=clock)
         self._clock = clock
         self._rng = rng

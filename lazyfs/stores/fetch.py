@@ -18,6 +18,7 @@ from lazyfs.errors import AccessDenied, Dropped, StoreError, Transient, Unreacha
 from lazyfs.objects import KIB, Checksums, Listing, ObjectInfo, ObjectVersion, Stretch, tail
 from lazyfs.stores.base import Arrived, Claim, Store
 from lazyfs.stores.endpoint import Endpoint
+from lazyfs.stores.gate import Bound
 from lazyfs.stores.pace import Pace, Progress
 from lazyfs.tallies import SLOW, Tally
 
@@ -85,13 +86,12 @@ class PatientStore:
         retry_budget: float,
         clock: Callable[[], float] = trio.current_time,
         rng: random.Random | None = None,
-        endpoint: Endpoint | None = None,
+        bound: Bound | None = None,
     ) -> None:
-        """`endpoint`: that of other stores, which ask it too; without it is asked by this one alone."""
+        """`bound`: one on the reads under way of all stores that ask the same endpoint."""
         self._inner = inner
-        self._endpoint = endpoint or Endpoint(connections, clock=clock, rng=rng or random.Random())
+        self._endpoint = Endpoint(connections, clock=clock, rng=rng or random.Random(), bound=bound)
         self._gate = self._endpoint.gate
-        self._share = self._gate.join(connections)
         self._retry_budget = retry_budget
         self._clock = clock
         self._counts = dict.fromkeys(set(FetchStatistics.__dataclass_fields__) - {"connections"}, 0)
@@ -143,7 +143,7 @@ class PatientStore:
 
     def statistics(self) -> FetchStatistics:
         """A frozen copy of the counters."""
-        return FetchStatistics(**self._counts, connections=min(self._share.most, self._gate.places))
+        return FetchStatistics(**self._counts, connections=self._gate.places)
 
     async def list(self, prefix: str, *, budget: float | None = None) -> Listing:
         """See `base.Store.list`. `budget`: seconds of patience, where they are not the usual ones."""
@@ -178,11 +178,11 @@ class PatientStore:
             nonlocal restarts
             base = trial.done
             queued = self._clock()
-            await self._gate.enter(claim, self._share)
+            await self._gate.enter(claim)
             try:
                 await self._endpoint.tempo.turn(claim)
             except BaseException:
-                self._gate.leave(claim, self._share)
+                self._gate.leave(claim)
                 raise
             self.gate_waits.add(self._clock() - queued)
             self._counts["get_requests"] += 1
@@ -209,7 +209,7 @@ class PatientStore:
                         raise Transient(f"next to nothing came, {progress.done} bytes in all") from error
                     raise
             finally:
-                self._gate.leave(claim, self._share)
+                self._gate.leave(claim)
                 del self._sent[progress]
                 self._pace.end(progress, self._clock(), whole=progress.done == progress.size)
                 self._counts["bytes_received"] += trial.done - base

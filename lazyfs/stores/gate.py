@@ -14,6 +14,41 @@ from lazyfs.errors import Dropped
 from lazyfs.stores.base import Claim
 
 
+class Bound:
+    """A bound on what several gates let in together, those of the sources that one endpoint serves. A gate that has
+    reads under way, or somebody waiting, has a part of half of the places that no other takes, for what the others have
+    under way may get no answer; one that is idle has a single place."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._gates: list[Gate] = []
+
+    def join(self, gate: "Gate") -> None:
+        """One gate more."""
+        self._gates.append(gate)
+
+    def left_to(self, gate: "Gate") -> int:
+        """How many places all others leave to this one, its own included; at least one."""
+        count = len(self._gates)
+        if count == 1:
+            return self.most
+        own, idle = self.most // (2 * count), int(2 * count <= self.most)
+        others = (
+            max(one.in_use, min(one.places, own) if one.busy else idle) for one in self._gates if one is not gate
+        )
+        return max(1, self.most - sum(others))
+
+    def has_place(self) -> bool:
+        """Whether not all places are taken."""
+        return sum(gate.in_use for gate in self._gates) < self.most
+
+    def freed(self, by: "Gate") -> None:
+        """A place came back to `by`, which has no use for it."""
+        for gate in self._gates:
+            if gate is not by and gate.busy:
+                gate.look()
+
+
 class Gate:
     """At most `most` reads under way. An urgent claim passes every one that is not, also those queued before it.
 
@@ -22,25 +57,27 @@ class Gate:
     `narrow` halves the places, as TCP does when a packet is lost; each round of reads that work gives one back.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, bound: Bound | None = None) -> None:
+        """`bound`: one that holds for other gates as well."""
         self.most = most
         self.places = most
+        self._bound = bound
+        if bound is not None:
+            bound.join(self)
         self.in_use = 0
         self._worked = 0
         self._lanes: Counter[Hashable] = Counter()
-        self._shares: list[Share] = []
         self._waiting: deque[_Waiter] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a read is under way, or waits."""
+        return self.in_use > 0 or bool(self._waiting)
 
     @property
     def reserve(self) -> int:
         """Places that read-ahead leaves to demand."""
-        return min(max(1, self.places // 8), self.places - 1)
-
-    def join(self, most: int) -> "Share":
-        """One more asks this endpoint, with `most` reads under way at most. Of several each has a part of half of the
-        places that the others leave to it: what one has under way may get no answer."""
-        self._shares.append(Share(most))
-        return self._shares[-1]
+        return _reserve(self.places)
 
     def narrow(self) -> None:
         """The endpoint has too much to do: half as many places, at least one. Who is inside goes on."""
@@ -56,10 +93,10 @@ class Gate:
                 self._worked = 0
                 self._wake()
 
-    async def enter(self, claim: Claim, share: "Share | None" = None) -> None:
-        """Wait for a place, of this share; where one is free, without giving way to other tasks, so that who comes
-        first is sent first. `Dropped` if the claim is dropped first."""
-        waiter = _Waiter(claim, share)
+    async def enter(self, claim: Claim) -> None:
+        """Wait for a place; where one is free, without giving way to other tasks, so that who comes first is sent
+        first. `Dropped` if the claim is dropped first."""
+        waiter = _Waiter(claim)
         self._waiting.append(waiter)
         claim.on_change = self._wake
         self._wake()
@@ -68,7 +105,7 @@ class Gate:
                 await waiter.decided.wait()
         except BaseException:
             if waiter.granted:
-                self.leave(claim, share)
+                self.leave(claim)
             elif waiter in self._waiting:
                 self._waiting.remove(waiter)
             raise
@@ -77,14 +114,18 @@ class Gate:
         if not waiter.granted:
             raise Dropped("given up before it was sent")
 
-    def leave(self, claim: Claim, share: "Share | None" = None) -> None:
+    def leave(self, claim: Claim) -> None:
         """Give the place back; it passes to who waits without a moment in which a newcomer could take it."""
         self.in_use -= 1
-        if share is not None:
-            share.used -= 1
         self._lanes[claim.lane] -= 1
         if not self._lanes[claim.lane]:
             del self._lanes[claim.lane]
+        self._wake()
+        if self._bound is not None:
+            self._bound.freed(self)
+
+    def look(self) -> None:
+        """Let in who may come in now."""
         self._wake()
 
     def _wake(self) -> None:
@@ -95,46 +136,35 @@ class Gate:
             self._waiting.remove(waiter)
             waiter.granted = True
             self.in_use += 1
-            if waiter.share is not None:
-                waiter.share.used += 1
             self._lanes[waiter.claim.lane] += 1
             waiter.decided.set()
 
     def _next(self) -> "_Waiter | None":
-        if self.in_use >= self.places:
+        places = self.places
+        if not self._waiting or self.in_use >= places:
             return None
-        room = {share: self._has_room(share) for share in self._shares}
-        waiting = [one for one in self._waiting if one.share is None or room[one.share]]
-        urgent = next((w for w in waiting if w.claim.urgent), None)
+        if self._bound is not None:
+            places = min(places, self._bound.left_to(self))
+            if self.in_use >= places or not self._bound.has_place():
+                return None
+        urgent = next((w for w in self._waiting if w.claim.urgent), None)
         if urgent is not None:
             return urgent
-        if not waiting or self.in_use >= self.places - self.reserve:
+        if self.in_use >= places - _reserve(places):
             return None
-        return min(waiting, key=lambda waiter: self._lanes[waiter.claim.lane])
-
-    def _has_room(self, share: "Share") -> bool:
-        own = self.places // (2 * len(self._shares)) if len(self._shares) > 1 else 0
-        others = sum(max(own, one.used) for one in self._shares if one is not share)
-        return share.used < min(share.most, max(1, self.places - others))
+        return min(self._waiting, key=lambda waiter: self._lanes[waiter.claim.lane])
 
 
-class Share:
-    """Who asks an endpoint beside others: at most `most` reads under way, of which there are `used` now."""
-
-    __slots__ = ("most", "used")
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.used = 0
+def _reserve(places: int) -> int:
+    return min(max(1, places // 8), places - 1)
 
 
 class _Waiter:
     """One claim in the queue. `decided` is set once: with `granted`, or because the claim was dropped."""
 
-    __slots__ = ("claim", "decided", "granted", "share")
+    __slots__ = ("claim", "decided", "granted")
 
-    def __init__(self, claim: Claim, share: Share | None) -> None:
+    def __init__(self, claim: Claim) -> None:
         self.claim = claim
-        self.share = share
         self.decided = trio.Event()
         self.granted = False

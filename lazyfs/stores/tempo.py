@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import trio
 
+from lazyfs.errors import Dropped
 from lazyfs.stores.base import Claim
 
 LATELY = 2.0
@@ -83,7 +84,8 @@ class Tempo:
 
     async def turn(self, claim: Claim) -> None:
         """Wait until one more request may be sent, and it is this one: urgent ones go before all others, also those
-        that came before. Nobody's moment is settled before it is there, for the tempo may have changed by then."""
+        that came before. `Dropped` if the claim is dropped first. Nobody's moment is settled before it is there, for
+        the tempo may have changed by then."""
         if self.rate is None:
             return
         me = _Turn(claim)
@@ -91,6 +93,8 @@ class Tempo:
         claim.on_change = self._wake
         try:
             while self.rate is not None:
+                if claim.dropped:
+                    raise Dropped("given up before it was sent")
                 left = self._sent + 1 / self.rate - self._clock()
                 first = self._first()
                 if first is me and left <= INSTANT:
@@ -110,9 +114,11 @@ class Tempo:
         return next((one for one in self._waiting if one.claim.urgent), self._waiting[0])
 
     def _wake(self) -> None:
-        """Whose turn it is looks again; all, where there is no tempo any more."""
-        for one in [self._first()] if self._waiting and self.rate is not None else self._waiting:
-            one.look.set()
+        """Whose turn it is looks again, and who was dropped; all, where there is no tempo any more."""
+        first = self._first() if self._waiting else None
+        for one in self._waiting:
+            if one is first or one.claim.dropped or self.rate is None:
+                one.look.set()
 
     def _lately(self, now: float) -> float:
         """Answers a second."""

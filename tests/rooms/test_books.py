@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from lazyfs.cache import catalogue
+from lazyfs.cache.books import USED
 from lazyfs.cache.checking import check
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import TOUCHED, Disk
 from lazyfs.cache.index import Index
 from lazyfs.cache.records import HEAD, OBJECT, Run, Written, segment_key
 from lazyfs.cache.room import INDEX_SLACK
+from lazyfs.cache.verdicts import Verdict, pack, unpack
 from lazyfs.objects import MIB, SEGMENT_CHUNKS, ObjectVersion
 from tests.rooms.building import CacheMaker, allocated, bury, chunk_on, keep, part, pattern, version_of
 
@@ -143,6 +145,45 @@ def test_what_is_still_read_past_the_index_is_mended_later(caches: CacheMaker, p
     assert allocated(place / "objects") == 2 * MIB
 
 
+def test_what_an_earlier_lazyfs_counted_twice_is_given_back(caches: CacheMaker, place: Path) -> None:
+    """It had put chunks in the place of a damaged record, beside which the object's count and the books went on."""
+    disk = caches.open()
+    assert keep(disk, VERSION, DATA, range(64)) == 64
+    with disk.index.change() as (txn, tables):
+        record = bytearray(txn.get(VERSION.object_id, db=tables.objects) or b"")
+        OBJECT.pack_into(record, 0, *OBJECT.unpack_from(record)[:2], 128)
+        txn.put(VERSION.object_id, bytes(record), db=tables.objects)
+        used = int.from_bytes(txn.get(USED, db=tables.meta) or b"", "little")
+        txn.put(USED, (used + 64 * MIB).to_bytes(8, "little"), db=tables.meta)
+    assert disk.forget(VERSION)
+    assert (spoken_for(disk), allocated(place / "objects")) == (0, 0)
+
+
+def test_a_verdict_goes_with_any_chunk_that_it_was_about(caches: CacheMaker, place: Path) -> None:
+    """Whoever forgets it: a reader, a check of the cache, an eviction of a part of it. One that says that the version
+    is wrong stays, for it is about whatever is fetched."""
+    disk = caches.open()
+    held, wrong = Verdict("sha256", 1, "s3"), Verdict("", 1, "s3", wrong="it is")
+    assert keep(disk, VERSION, DATA, range(66)) == 66
+    for verdict, left in ((held, None), (wrong, wrong)):
+        disk.put_verdict(VERSION.object_id, pack(verdict))
+        disk.index.discard(VERSION.object_id, 3)
+        assert unpack(disk.verdict(VERSION.object_id)) == left
+        disk.put_verdict(VERSION.object_id, pack(verdict))
+        bury(disk, 1)
+        assert unpack(disk.verdict(VERSION.object_id)) == left
+        assert keep(disk, VERSION, DATA, range(66)) > 0
+    disk.put_verdict(VERSION.object_id, pack(held))
+    with Path(disk.path(VERSION)).open("r+b") as file:
+        file.seek(5 * MIB)
+        file.write(bytes([DATA[5 * MIB] ^ 1]))
+    caches.close(disk)
+    assert check(place, mend=True, quick=False, told=lambda done, total: None).status == "mended"
+    disk = caches.open()
+    assert disk.kept(VERSION.object_id, 5) is None
+    assert disk.verdict(VERSION.object_id) is None
+
+
 # ---- what others have claimed
 
 
@@ -237,6 +278,20 @@ def test_reads_of_what_is_warm_do_not_make_the_index_larger_than_it_may_be(cache
         disk.touch({(version.object_id, 0) for version in versions})
         assert allocated(place) <= limit
     assert all(disk.kept(version.object_id, 0) for version in versions)
+
+
+def test_uses_are_written_though_others_have_filled_the_disk(caches: CacheMaker, place: Path) -> None:
+    """They cost nothing once the index has the pages, and tell who is to go: without them what was read all the time
+    would be the first."""
+    disk = caches.open()
+    hot, cold = version_of("hot", DATA), version_of("cold", DATA)
+    for version in (hot, cold):
+        assert keep(disk, version, DATA, range(4)) == 4
+    disk.room._min_free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize + 64 * MIB
+    assert disk.used() > disk.room.bound() + INDEX_SLACK
+    disk.touch({(hot.object_id, 0)})
+    bury(disk, 1)
+    assert [disk.cached_chunks(version) for version in (hot, cold)] == [4, 0]
 
 
 def test_the_uses_of_many_are_all_written_where_there_is_room(caches: CacheMaker) -> None:

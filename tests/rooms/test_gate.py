@@ -6,7 +6,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.errors import Dropped
 from lazyfs.stores.base import Claim
-from lazyfs.stores.gate import Gate, Share
+from lazyfs.stores.gate import Bound, Gate
 from lazyfs.stores.tempo import Tempo
 from tests.rooms.bench import DATA, Bench
 from tests.rooms.memory_store import Valve
@@ -199,11 +199,11 @@ async def test_cancelled_while_it_reads() -> None:
 # ---- several who ask one endpoint
 
 
-def let_in(gate: Gate, share: Share, *, urgent: bool = True, count: int = 99) -> int:
-    """How many more reads of this one are let in at once, of so many that come; they stay."""
+def let_in(gate: Gate, *, urgent: bool = True, count: int = 99) -> int:
+    """How many more reads are let in at once, of so many that come; they stay."""
     found = 0
     while found < count:
-        asking = gate.enter(Claim(urgent=urgent), share)
+        asking = gate.enter(Claim(urgent=urgent))
         try:
             asking.send(None)
         except StopIteration:
@@ -215,61 +215,81 @@ def let_in(gate: Gate, share: Share, *, urgent: bool = True, count: int = 99) ->
     return found
 
 
+def leave(gate: Gate, count: int = 1) -> None:
+    """So many reads end."""
+    for _ in range(count):
+        gate.leave(Claim(urgent=True))
+
+
 async def test_several_have_one_bound_and_each_a_part_that_no_other_takes() -> None:
-    """One whose reads are never answered may hold three quarters of the places, of two, and the other has the rest; who
-    left makes room for both."""
-    gate = Gate(32)
-    dead, living = gate.join(32), gate.join(32)
-    assert let_in(gate, dead) == 24
-    assert let_in(gate, living) == 8
-    gate.leave(Claim(urgent=True), dead)
-    assert let_in(gate, living, count=1) == 1
-    assert (dead.used, living.used, gate.in_use) == (23, 9, 32)
-    for _ in range(9):
-        gate.leave(Claim(urgent=True), living)
-    assert let_in(gate, dead) == 1
+    """One whose reads are never answered may hold all places but one of each that is idle, and lets go of a part of
+    them to who comes; of who has come, nobody takes that part."""
+    bound = Bound(32)
+    dead, living = Gate(32, bound), Gate(32, bound)
+    assert let_in(dead) == 31
+    assert let_in(living) == 1
+    leave(dead, 7)
+    assert let_in(dead) == 0
+    assert let_in(living) == 7
+    leave(living, 8)
+    assert let_in(dead) == 7
+    several = Bound(32)
+    gates = [Gate(32, several) for _ in range(4)]
+    assert [let_in(gate) for gate in gates] == [29, 1, 1, 1]
 
 
-async def test_one_that_may_have_fewer_has_no_more() -> None:
-    """Its own bound holds beside that of all; one alone has all that is left of either."""
-    gate = Gate(32)
-    small = gate.join(4)
-    assert let_in(gate, small) == 4
-    large = gate.join(32)
-    assert let_in(gate, large) == 24
-    alone = Gate(8)
-    assert let_in(alone, alone.join(32)) == 8
+@pytest.mark.parametrize(("most", "places"), [((32, 32), 31), ((4, 32), 4), ((32,), 32)])
+async def test_demand_has_a_reserve_of_what_is_left_to_its_own(most: tuple[int, ...], places: int) -> None:
+    """Read-ahead of a source leaves an eighth of the places that the source may have, and not of all there are."""
+    bound = Bound(max(most))
+    gate, *_ = [Gate(one, bound) for one in most]
+    ahead = places - max(1, places // 8)
+    assert let_in(gate, urgent=False) == ahead
+    assert let_in(gate) == places - ahead
 
 
 async def test_an_endpoint_that_takes_one_at_a_time_is_asked_by_all() -> None:
     """In turn: a part of one place is none, and nobody is shut out."""
-    gate = Gate(1)
-    shares = [gate.join(1) for _ in range(3)]
-    for share in shares:
-        assert let_in(gate, share) == 1
-        assert [let_in(gate, one) for one in shares] == [0, 0, 0]
-        gate.leave(Claim(urgent=True), share)
+    bound = Bound(1)
+    gates = [Gate(1, bound) for _ in range(3)]
+    for gate in gates:
+        assert let_in(gate) == 1
+        assert [let_in(one) for one in gates] == [0, 0, 0]
+        leave(gate)
 
 
-async def test_who_waits_in_another_share_holds_up_nobody() -> None:
-    """A read that has no place for now is passed by those that have, and comes in when its share has one."""
-    gate = Gate(4)
-    busy, other = gate.join(4), gate.join(4)
-    assert let_in(gate, busy) == 3
+async def test_a_place_that_comes_back_goes_to_who_waits_at_another_gate() -> None:
+    """Where the one that had it may have no more, or has nobody who waits."""
+    bound = Bound(4)
+    busy, other = Gate(4, bound), Gate(4, bound)
+    assert (let_in(busy), let_in(other)) == (3, 1)
     order: list[str] = []
 
-    async def come(name: str, share: Share) -> None:
-        await gate.enter(Claim(urgent=True), share)
+    async def come(name: str, gate: Gate) -> None:
+        await gate.enter(Claim(urgent=True))
         order.append(name)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(come, "busy", busy)
-        await wait_all_tasks_blocked()
         nursery.start_soon(come, "other", other)
         await wait_all_tasks_blocked()
+        assert order == []
+        leave(busy)
+        await wait_all_tasks_blocked()
         assert order == ["other"]
-        gate.leave(Claim(urgent=True), busy)
+        nursery.start_soon(come, "busy", busy)
+        await wait_all_tasks_blocked()
+        assert order == ["other"]
+        leave(other)
     assert order == ["other", "busy"]
+
+
+async def test_what_is_refused_to_one_narrows_no_other() -> None:
+    """A bucket that is asked too often is that one's affair."""
+    bound = Bound(32)
+    one, two = Gate(32, bound), Gate(32, bound)
+    for _ in range(5):
+        one.narrow()
+    assert (let_in(one), let_in(two)) == (1, 31)
 
 
 # ---- the tempo after a refusal
@@ -340,3 +360,29 @@ async def test_who_is_cancelled_leaves_the_turn_to_the_next(autojump_clock: Mock
                 await wait_all_tasks_blocked()
                 scope.cancel()
     assert trio.current_time() - began == 1.0
+
+
+async def test_what_is_dropped_while_it_waits_for_its_turn_is_not_sent(autojump_clock: MockClock) -> None:
+    """And has no turn, which who wants something waits for."""
+    tempo = Tempo(32, clock=trio.current_time)
+    tempo.rate = 1.0
+    began = trio.current_time()
+    await tempo.turn(Claim(urgent=False))
+    claims = [Claim(urgent=False) for _ in range(3)]
+    ends: list[str] = []
+
+    async def ask(name: str, claim: Claim) -> None:
+        try:
+            await tempo.turn(claim)
+            ends.append(f"{name} {trio.current_time() - began:g}")
+        except Dropped:
+            ends.append(f"{name} dropped {trio.current_time() - began:g}")
+
+    async with trio.open_nursery() as nursery:
+        for number, claim in enumerate(claims):
+            nursery.start_soon(ask, str(number), claim)
+            await wait_all_tasks_blocked()
+        await trio.sleep(0.5)
+        for claim in claims[:2]:
+            claim.drop()
+    assert [*sorted(ends[:2]), ends[2]] == ["0 dropped 0.5", "1 dropped 0.5", "2 1"]

@@ -282,3 +282,36 @@ def test_nothing_of_a_layer_is_written(layer: Path, tmp_path: Path) -> None:
     assert below.kept(OTHER.object_id, 0) is not None
     below.close()
     assert state() == before
+
+
+def test_of_a_file_of_both_no_verdict_outlives_a_chunk(opened: Callable[[], LayeredDisk]) -> None:
+    """Whichever of them has lost it: what comes in its place was not compared, and the file has the same generation as
+    before."""
+    disk = opened()
+    generations = set()
+    for number in (3, 1, 1):  # of which one is lost in the layer first, and then here
+        keep(disk, VERSION, DATA, [number])
+        generation = disk.generation(VERSION)
+        assert generation is not None
+        assert generation >= MIXED
+        disk.put_verdict(VERSION.object_id, pack_verdict(Verdict("sha256", generation, "s3", "0" * 64)))
+        assert unpack_verdict(disk.verdict(VERSION.object_id)) is not None
+        disk.discard(VERSION, 1)
+        generations.add(generation)
+        assert unpack_verdict(disk.verdict(VERSION.object_id)) is None
+    assert len(generations) == 1
+
+
+def test_a_file_with_holes_in_the_layer_is_lent_to_nobody(opened: Callable[[], LayeredDisk], layer: Path) -> None:
+    """Though its count of chunks, which has no checksum, says that it is whole."""
+    with lmdb.open(str(layer / "index"), max_dbs=16) as env:
+        objects = env.open_db(b"objects", create=False)
+        with env.begin(write=True, db=objects) as txn:
+            record = bytearray(txn.get(VERSION.object_id) or b"")
+            record[12] = 4
+            txn.put(VERSION.object_id, bytes(record))
+    disk = opened()
+    generation = disk.generation(VERSION)
+    assert generation is not None
+    assert disk.lend(VERSION, generation) is None
+    assert disk.path(VERSION) == ""

@@ -58,16 +58,19 @@ def all_remembered(files: OpenFiles) -> int:
     return sum(one.remembered for one in files)
 
 
+def touch(one: OpenFile, count: int, dice: random.Random) -> None:
+    """Pages at random."""
+    for _ in range(count):
+        one.now(dice.randrange(GIB // PAGE) * PAGE, PAGE)
+        one.after()
+
+
 def test_what_is_remembered_of_open_files_is_bounded() -> None:
     """However many there are, of whatever reads; at the bound those that were read last are remembered."""
     files, dice = OpenFiles(cast(ChunkCache, AllHere()), Budget(256 * MIB)), random.Random(1)
     most = 0
     for number in range(100):
-        one = opened(files, number)
-        for _ in range(300):
-            offset = dice.randrange(GIB // PAGE) * PAGE
-            one.now(offset, PAGE)
-            one.after()
+        touch(opened(files, number), 300, dice)
         most = max(most, all_remembered(files))
     assert most <= files_module.MOST_REMEMBERED + 2 * files_module.LOOKED_AT
     assert most > files_module.MOST_REMEMBERED // 2
@@ -77,24 +80,41 @@ def test_what_is_remembered_of_open_files_is_bounded() -> None:
 
 
 def test_who_is_forgotten_gives_up_what_was_queued_and_begins_anew() -> None:
-    """A run that was idle for long, while others read; one that waits for its bytes is left alone."""
+    """One who was idle for long, while others read. Not one that waits for its bytes, nor one that read his file
+    through, of whom there is little to remember."""
     cache = AllHere()
     files, dice = OpenFiles(cast(ChunkCache, cache), Budget(256 * MIB)), random.Random(1)
-    idle, waiting = opened(files, 1000), opened(files, 1001)
-    for one in (idle, waiting):
+    idle, waiting, through = (opened(files, number) for number in (1000, 1001, 1002))
+    for one in (idle, waiting, through):
+        if one is not through:
+            touch(one, 350, dice)
         for number in range(8):
             one.now(number * MIB, MIB)
             one.after()
-    assert min(one.state().streams for one in (idle, waiting)) == 1
+    assert [one.state().streams for one in (idle, waiting, through)] == [1, 1, 1]
     waiting._streams.waiting += 1
     for number in range(60):
-        one = opened(files, number)
-        for _ in range(350):
-            one.now(dice.randrange(GIB // PAGE) * PAGE, PAGE)
-            one.after()
+        touch(opened(files, number), 350, dice)
     assert {key for key, _, _ in cache.dropped} == {"k1000"}
-    assert (idle.state().streams, waiting.state().streams) == (0, 1)
+    assert [one.state().streams for one in (idle, waiting, through)] == [0, 1, 1]
     for number in range(8, 12):
         idle.now(number * MIB, MIB)
         idle.after()
     assert idle.state().streams == 1
+
+
+def test_who_reads_now_is_not_forgotten_for_others_that_touch() -> None:
+    """80 files touched all the time and one read through at the same time: what has to go is of those with most."""
+    cache = AllHere()
+    files, dice = OpenFiles(cast(ChunkCache, cache), Budget(256 * MIB)), random.Random(1)
+    through, others = opened(files, 1000), [opened(files, number) for number in range(80)]
+    most = 0
+    for number in range(600):
+        through.now(number * MIB, MIB)
+        through.after()
+        for one in others:
+            touch(one, 1, dice)
+        most = max(most, all_remembered(files))
+    assert "k1000" not in {key for key, _, _ in cache.dropped}
+    assert through.state().streams == 1
+    assert files_module.MOST_REMEMBERED < most <= files_module.MOST_REMEMBERED + 2 * files_module.LOOKED_AT

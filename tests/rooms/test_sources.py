@@ -242,20 +242,21 @@ def test_sources_that_ask_alike_have_one_store() -> None:
 
 
 def test_sources_of_one_endpoint_have_one_bound() -> None:
-    """The largest of theirs, whatever their buckets; another endpoint, or region of AWS, has its own."""
+    """The largest of theirs, whatever their buckets; another endpoint has its own, and of AWS each bucket has a host.
+    What asking comes to is each source's own."""
     words = find_sources(
-        "", ["a=s3://one", "b=s3://two", "c=s3://one", "d=s3://one"],
+        "", ["a=s3://one", "b=s3://two", "c=s3://one", "d=s3://two"],
         ["b:max-connections=48", "c:endpoint-url=http://127.0.0.1:2", "d:endpoint-url=http://127.0.0.1:2"], {}, None,
     )  # fmt: skip
     stores = stores_of(configured(words, Config(endpoint_url="http://127.0.0.1:1")), watched=lambda store: store)
-    assert stores["a"]._endpoint is stores["b"]._endpoint
-    assert stores["c"]._endpoint is stores["d"]._endpoint
-    assert stores["a"]._endpoint is not stores["c"]._endpoint
-    assert (stores["a"]._gate.most, stores["c"]._gate.most) == (48, 32)
+    bounds = [stores[name]._gate._bound for name in "abcd"]
+    assert bounds[0] is bounds[1] is not bounds[2] is bounds[3]
+    assert [bound.most for bound in bounds if bound is not None] == [48, 48, 32, 32]
     assert [stores[name].statistics().connections for name in "abc"] == [32, 48, 32]
-    aws = find_sources("", ["a=s3://one", "b=s3://two", "c=s3://three"], ["c:region=eu-west-1"], {}, None)
+    assert stores["a"]._endpoint is not stores["b"]._endpoint
+    aws = find_sources("", ["a=s3://one", "b=s3://two"], [], {}, None)
     stores = stores_of(configured(aws, Config(region="us-east-1")), watched=lambda store: store)
-    assert stores["a"]._endpoint is stores["b"]._endpoint is not stores["c"]._endpoint
+    assert [stores[name]._gate._bound for name in "ab"] == [None, None]
 
 
 class Pair:

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from lazyfs.objects import CHUNK_SIZE, GIB, KIB, MIB, align_down, align_up
 from lazyfs.reading.plans import Plan
+from lazyfs.reading.runs import Run
 from lazyfs.reading.streams import LATELY, Streams
 from lazyfs.reading.table import LEFT
 from lazyfs.reading.windows import LARGEST_WINDOW, STEP, Budget
-from lazyfs.reading.young import MOST_YOUNG
+from lazyfs.reading.young import MOST_YOUNG, Young
 
 SIZE = 4 * GIB
 
@@ -323,6 +324,15 @@ def test_what_is_planned_and_not_reached_is_told_at_the_end() -> None:
         (2986 * MIB, 2998 * MIB),
     ]
     assert len(made) == 0
+
+
+def test_young_runs_that_end_in_one_place_are_one() -> None:
+    """As many as a reader makes of them, who goes through pieces of different sizes that end there: nothing of those
+    before is left, where nobody would look for it."""
+    young = Young()
+    for number in range(1000):
+        young.remember(Run(low=10 * MIB - number * KIB, high=10 * MIB, frontier=10 * MIB))
+    assert (len(young), len(young._by_low)) == (1, 1)
 
 
 def test_touches_are_forgotten_from_the_oldest() -> None:
