@@ -160,7 +160,8 @@ class Wire:
         most: Callable[[], int] = lambda: MOST,
     ) -> None:
         """Put the body into the buffers, in order; `arrived` with the bytes so far after each piece, or after several
-        that come quickly, and never after more than `most` says then."""
+        that come quickly, and never after more than `most` says then. Where that is few, what is here is told, and
+        nothing is waited for: a piece that is not full may have all that somebody wants."""
         size, rest, received = sum(map(len, into)), memoryview(head.rest), 0
         for view in into:
             count = min(len(rest), len(view))
@@ -171,11 +172,12 @@ class Wire:
             arrived(received)
         quick = 1
         while left:
-            pieces = _pieces(left, min(most(), PIECE_SIZE * quick))
+            at_most = most()
+            pieces = _pieces(left, min(at_most, PIECE_SIZE * quick))
             wanted = sum(map(len, pieces))
             self._expect(wanted, size - received - wanted)
             began = time.monotonic()
-            count = self._receive(pieces)
+            count = self._receive(pieces, at_most > FEW)
             if not count:
                 raise Transient(f"the body ended after {received} bytes")
             each = max(1e-9, time.monotonic() - began) * PIECE_SIZE / count
@@ -221,13 +223,13 @@ class Wire:
         """Close it."""
         self._socket.close()
 
-    def _receive_plain(self, into: Sequence[memoryview]) -> int:
+    def _receive_plain(self, into: Sequence[memoryview], full: bool) -> int:
         try:
-            return self._socket.recvmsg_into(into, 0, socket.MSG_WAITALL)[0]
+            return self._socket.recvmsg_into(into, 0, socket.MSG_WAITALL if full else 0)[0]
         except BlockingIOError:
             raise Transient(f"no byte came for {STALL_TIMEOUT:g} s") from None
 
-    def _receive_tls(self, into: Sequence[memoryview]) -> int:
+    def _receive_tls(self, into: Sequence[memoryview], full: bool) -> int:
         """As the other one, what came before a silence is counted, and what comes slowly as often as there."""
         if self._broken is not None:
             raise self._broken
@@ -236,7 +238,7 @@ class Wire:
         try:
             while offset < len(view) and (count := receive(view[offset:])):
                 offset += count
-                if time.monotonic() > last:
+                if not full or time.monotonic() > last:
                     break
         except OSError as error:
             if not offset:

@@ -27,8 +27,8 @@ from scripts.benchmarks.sequential import Cold, ColdTls, Disk, Fetched, PageCach
 from scripts.benchmarks.stage import MIB, Stage
 from scripts.benchmarks.standing import Idle, OpenFiles, Resident
 from scripts.benchmarks.starting import Ready
-from scripts.benchmarks.touches import Floor, Touches
-from scripts.benchmarks.walks import Mapped, Walks
+from scripts.benchmarks.touches import Floor, Touches, TouchesTls
+from scripts.benchmarks.walks import Mapped, MappedTls, Walks
 from tests.servers.processes import exit_on_sigterm
 
 ROWS: list[type[Row]] = [
@@ -37,11 +37,13 @@ ROWS: list[type[Row]] = [
     PageCache,
     Disk,
     Mapped,
+    MappedTls,
     Load,
     LoadTls,
     WarmLoad,
     Fetched,
     Touches,
+    TouchesTls,
     Walks,
     SlowConnections,
     Ready,

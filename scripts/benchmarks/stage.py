@@ -61,6 +61,7 @@ FAR = Shape("50 ms", 0.05, 90e6)
 SLOW = Shape("one GET in 32 at 1 MB/s", 0.03, 90e6, "slow")
 TLS = Shape("TLS", server="tls")
 TLS_SHAPED = Shape("TLS shaped", 0.03, 90e6, "tls")
+TLS_FAR = Shape("TLS, 50 ms", 0.05, 90e6, "tls")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from scripts.benchmarks.daemon import Cpu
 from scripts.benchmarks.results import Line, at_most
 from scripts.benchmarks.rows import Row
-from scripts.benchmarks.stage import FILE, MIB, PLAIN, SHAPED, Stage, WrongBytes
+from scripts.benchmarks.stage import FILE, MIB, PLAIN, SHAPED, TLS_SHAPED, Stage, WrongBytes
 
 TOUCHES = 200
 
@@ -17,6 +17,7 @@ class Touches(Row):
     """4 KiB at random places of a cold mapped file: what each costs on the network, and how long it takes."""
 
     name = "R8"
+    shape = SHAPED
 
     def run(self, stage: Stage) -> Iterator[Line]:
         """With the advice that a careful program gives, and without any."""
@@ -25,14 +26,14 @@ class Touches(Row):
             slow = statistics.median(statistics.quantiles(seconds, n=10)[-1] for seconds, _ in found) * 1000
             yield Line(
                 row=self.name,
-                workload=f"{TOUCHES} random 4 KiB touches, cold, shaped, {words}: fetched per touch",
+                workload=f"{TOUCHES} random 4 KiB touches, cold, {self.shape.name}, {words}: fetched per touch",
                 unit="MiB",
                 ours=[fetched for _, fetched in found],
                 theirs=[1],
                 bound=at_most(1),
             )
-            assert SHAPED.connection_rate is not None
-            ideal = SHAPED.first_byte_delay + MIB / SHAPED.connection_rate
+            assert self.shape.connection_rate is not None
+            ideal = self.shape.first_byte_delay + MIB / self.shape.connection_rate
             yield Line(
                 row=self.name,
                 workload=f"  median latency, {words} / first byte + 1 MiB of a connection",
@@ -46,13 +47,20 @@ class Touches(Row):
     def _touch(self, stage: Stage, advice: str, turn: int) -> tuple[list[float], float]:
         """Seconds of each touch, and MiB fetched for one."""
         stage.prepare_file()
-        with stage.fresh(SHAPED) as mount:
+        with stage.fresh(self.shape) as mount:
             path = str(mount.path / FILE)
             found = stage.work("touch", path=path, count=TOUCHES, seed=turn, advice=advice)
             mount.settle()
             fetched = stage.fetched() / TOUCHES / MIB
         check_pages(stage, found["pages"], found["sums"])
         return found["seconds"], fetched
+
+
+class TouchesTls(Touches):
+    """The same over TLS."""
+
+    name = "R8-TLS"
+    shape = TLS_SHAPED
 
 
 def check_pages(stage: Stage, pages: list[int], sums: list[int]) -> None:

@@ -10,7 +10,7 @@ from scripts.benchmarks.files import KIB
 from scripts.benchmarks.results import Line, at_least
 from scripts.benchmarks.rows import Measured, Row, in_turns
 from scripts.benchmarks.sequential import cold_read, cpu_note, rates
-from scripts.benchmarks.stage import FAR, FILE, MIB, SHAPED, Shape, Stage, WrongBytes
+from scripts.benchmarks.stage import FAR, FILE, MIB, SHAPED, TLS_FAR, Shape, Stage, WrongBytes
 
 PROCESSES = 32
 RANKS = 16
@@ -23,23 +23,31 @@ class Mapped(Row):
     """Processes that map one cold file and walk different parts of it, against one that reads it through."""
 
     name = "R4"
+    shape = FAR
 
     def run(self, stage: Stage) -> Iterator[Line]:
         """Far away, so that only what is asked for at the same time is fast; the same server for both."""
         ours, theirs = in_turns(
             stage.repeat,
-            lambda _: cold_walk(stage, FAR, "slices", readers=PROCESSES),
-            lambda _: cold_read(stage, FAR),
+            lambda _: cold_walk(stage, self.shape, "slices", readers=PROCESSES),
+            lambda _: cold_read(stage, self.shape),
         )
         yield Line(
             row=self.name,
-            workload=f"{PROCESSES} processes map and walk a cold file, {FAR.name} / one reads it",
+            workload=f"{PROCESSES} processes map and walk a cold file, {self.shape.name} / one reads it",
             unit="GB/s",
             ours=rates(ours),
             theirs=rates(theirs),
             bound=at_least(0.8),
             note=f"{cpu_note(ours)}; fetched {ours[0].excess:.2f} x the file",
         )
+
+
+class MappedTls(Mapped):
+    """The same over TLS, for both."""
+
+    name = "R4-TLS"
+    shape = TLS_FAR
 
 
 def cold_walk(stage: Stage, shape: Shape, program: str, **arguments: object) -> Measured:

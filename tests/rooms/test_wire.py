@@ -16,7 +16,7 @@ import pytest
 from lazyfs.errors import Transient
 from lazyfs.objects import KIB
 from lazyfs.stores.calls import Call
-from lazyfs.stores.wire import HEAD_PIECE, LONGEST_ERROR, LONGEST_HEAD, Head, Wire, Wires
+from lazyfs.stores.wire import FEW, HEAD_PIECE, LONGEST_ERROR, LONGEST_HEAD, Head, Wire, Wires
 from tests.rooms.building import pattern
 from tests.rooms.raw_server import CHUNKED, LAST, PATIENCE, RawServer, Say, answer, chunked, nothing_left_open, scripted
 from tests.servers.certificates import Certificates
@@ -208,6 +208,26 @@ def test_what_came_before_a_silence_is_told(tls: Tls) -> None:
         assert buffer[: 100 * KIB] == DATA[: 100 * KIB]
         never.set()
         wire.close()
+
+
+def test_where_few_are_waited_for_what_is_here_is_told(tls: Tls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it: the server sends no more until it was, and for a piece that is not full nobody waits."""
+    monkeypatch.setattr("lazyfs.stores.wire.STALL_TIMEOUT", 10 * PATIENCE)
+    told = threading.Event()
+    said = Say((answer(DATA[: 100 * KIB], length=len(DATA)), told, DATA[100 * KIB :]))
+    with scripted(said, tls=tls[1]) as server:
+        wire = connected(server, tls[0])
+        buffer, counts = bytearray(len(DATA)), list[int]()
+
+        def arrived(count: int) -> None:
+            counts.append(count)
+            if count >= 100 * KIB:
+                told.set()
+
+        wire.fill(wire.ask(REQUEST), [memoryview(buffer)], arrived, lambda: FEW)
+        wire.close()
+    assert buffer == DATA
+    assert 100 * KIB in counts
 
 
 def test_what_comes_slowly_is_told_as_often_over_tls(
