@@ -47,7 +47,7 @@ class Books:
         head = OBJECT.pack(generation, size, max(0, present + change))
         self._txn.put(object_id, head + bytes(found[OBJECT.size :]), db=self._at.objects)
 
-    def _open_question(self, object_id: bytes) -> None:
+    def open_question(self, object_id: bytes) -> None:
         """Forget that all of the object was right, for some of it leaves the file: what comes in its place was not
         compared. That it was wrong holds for the version, and stays."""
         found = unpack(self._txn.get(object_id, db=self._at.verdicts))

@@ -211,6 +211,7 @@ class _Check:
             self._problem("record", words)
             if self._mend:
                 txn.delete(key, db=tables.segments)
+                Ledger(txn, tables).open_question(object_id)
         if self._mend:
             # No damage: a lazyfs that knows nothing of marks leaves them behind.
             for key, _ in _rows(txn, tables.marks):

@@ -269,7 +269,7 @@ class Ledger(Books):
         sums[begin : begin + CHUNK_SUMS] = bytes(CHUNK_SUMS)
         self._put_segment(key, generation, (last_use, last_use), bits & ~(1 << place), bytes(sums))
         self._put_present(object_id, found, -(bits >> place & 1))
-        self._open_question(object_id)
+        self.open_question(object_id)
         size = OBJECT.unpack_from(found)[1]
         return self._put_grave(run, segment_size(size, segment, 1 << place))
 
@@ -299,7 +299,7 @@ class Ledger(Books):
             return self._bury_object(object_id, found)
         self._forget_segment(key)
         self._put_present(object_id, found, -bits.bit_count())
-        self._open_question(object_id)
+        self.open_question(object_id)
         return self._put_grave(run, segment_size(size, segment, taken))
 
     def _bury_object(self, object_id: bytes, found: Record) -> int:

@@ -52,9 +52,9 @@ class Bound:
 class Gate:
     """At most `most` reads under way. An urgent claim passes every one that is not, also those queued before it.
 
-    Read-ahead may hold all places but `reserve`, so that demand does not wait for a whole span of somebody's guess.
-    Among read-ahead the lane that holds the fewest places is next, so that one that has queued much waits by itself.
-    `narrow` halves the places, as TCP does when a packet is lost; each round of reads that work gives one back.
+    Read-ahead leaves a reserve of the places, so that demand does not wait for a whole span of somebody's guess. Among
+    read-ahead the lane that holds the fewest places is next, so that one that has queued much waits by itself. `narrow`
+    halves the places, as TCP does when a packet is lost; each round of reads that work gives one back.
     """
 
     def __init__(self, most: int, bound: Bound | None = None) -> None:
@@ -74,11 +74,6 @@ class Gate:
         """Whether a read is under way, or waits."""
         return self.in_use > 0 or bool(self._waiting)
 
-    @property
-    def reserve(self) -> int:
-        """Places that read-ahead leaves to demand."""
-        return _reserve(self.places)
-
     def narrow(self) -> None:
         """The endpoint has too much to do: half as many places, at least one. Who is inside goes on."""
         self.places = max(1, self.places // 2)
@@ -91,15 +86,15 @@ class Gate:
             if self._worked >= self.places:
                 self.places += 1
                 self._worked = 0
-                self._wake()
+                self.look()
 
     async def enter(self, claim: Claim) -> None:
         """Wait for a place; where one is free, without giving way to other tasks, so that who comes first is sent
         first. `Dropped` if the claim is dropped first."""
         waiter = _Waiter(claim)
         self._waiting.append(waiter)
-        claim.on_change = self._wake
-        self._wake()
+        claim.on_change = self.look
+        self.look()
         try:
             if not waiter.decided.is_set():
                 await waiter.decided.wait()
@@ -120,15 +115,12 @@ class Gate:
         self._lanes[claim.lane] -= 1
         if not self._lanes[claim.lane]:
             del self._lanes[claim.lane]
-        self._wake()
+        self.look()
         if self._bound is not None:
             self._bound.freed(self)
 
     def look(self) -> None:
-        """Let in who may come in now."""
-        self._wake()
-
-    def _wake(self) -> None:
+        """Let in who may come in now, and tell who was dropped."""
         for dropped in [w for w in self._waiting if w.claim.dropped]:
             self._waiting.remove(dropped)
             dropped.decided.set()
@@ -150,12 +142,13 @@ class Gate:
         urgent = next((w for w in self._waiting if w.claim.urgent), None)
         if urgent is not None:
             return urgent
-        if self.in_use >= places - _reserve(places):
+        if self.in_use >= places - reserve_of(places):
             return None
         return min(self._waiting, key=lambda waiter: self._lanes[waiter.claim.lane])
 
 
-def _reserve(places: int) -> int:
+def reserve_of(places: int) -> int:
+    """How many of so many places read-ahead leaves to demand."""
     return min(max(1, places // 8), places - 1)
 
 

@@ -182,6 +182,17 @@ def test_a_verdict_goes_with_any_chunk_that_it_was_about(caches: CacheMaker, pla
     disk = caches.open()
     assert disk.kept(VERSION.object_id, 5) is None
     assert disk.verdict(VERSION.object_id) is None
+    data = DATA[: 64 * MIB + 5000]
+    short = version_of("short", data)
+    assert keep(disk, short, data, range(65)) == 65
+    disk.put_verdict(short.object_id, pack(held))
+    generation = disk.generation(short)
+    flip(disk, segment_key(short.object_id, 1), HEAD.size + 5, "segments")
+    caches.close(disk)
+    assert check(place, mend=True, quick=False, told=lambda done, total: None).status == "mended"
+    disk = caches.open()
+    assert disk.index.generation(short) == generation, "the rest of the file stays"
+    assert disk.verdict(short.object_id) is None
 
 
 # ---- what others have claimed

@@ -6,7 +6,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.errors import Dropped
 from lazyfs.stores.base import Claim
-from lazyfs.stores.gate import Bound, Gate
+from lazyfs.stores.gate import Bound, Gate, reserve_of
 from lazyfs.stores.tempo import Tempo
 from tests.rooms.bench import DATA, Bench
 from tests.rooms.memory_store import Valve
@@ -102,9 +102,10 @@ async def test_lanes_share_evenly() -> None:
 
 
 @pytest.mark.parametrize(("places", "reserve"), [(1, 0), (2, 1), (8, 1), (32, 4), (64, 8)])
-def test_the_reserve_is_an_eighth(places: int, reserve: int) -> None:
+async def test_the_reserve_is_an_eighth(places: int, reserve: int) -> None:
     """But never all there is: with one place only, read-ahead uses it too."""
-    assert Gate(places).reserve == reserve
+    assert reserve_of(places) == reserve
+    assert let_in(Gate(places), urgent=False) == places - reserve
 
 
 async def test_a_reader_urges_what_was_queued_as_a_guess() -> None:

@@ -10,7 +10,6 @@ import pytest
 import trio
 
 from lazyfs.cache.disk import Disk
-from lazyfs.cache.memory import Memory
 from lazyfs.cache.threads import DISK_THREADS, DiskThreads
 from lazyfs.cli.sources import configured, find_sources
 from lazyfs.config import Config
@@ -87,8 +86,3 @@ async def test_reads_from_the_disk_are_side_by_side() -> None:
             for _ in range(DISK_THREADS):
                 nursery.start_soon(workers.read, together.wait)
     assert DISK_THREADS > 1
-
-
-def test_memory_is_made_ready_as_far_as_the_budget_goes() -> None:
-    """No more than that is touched."""
-    assert Memory(8 * MIB).populate() in (0, 8 * MIB)

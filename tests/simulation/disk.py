@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.records import ABSENT, Kept
 from lazyfs.cache.sums import block_sums
+from lazyfs.cache.verdicts import unpack
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion
 from tests.simulation.script import DiskFaults
@@ -154,6 +155,9 @@ class SimulatedDisk(Disk):
         if held is not None:
             held.found = False  # whoever asked has done what can be done, also when it fails now
         self._must_work("discard")
+        found = unpack(self._verdicts.get(version.object_id))
+        if found is not None and not found.wrong:
+            del self._verdicts[version.object_id]
         self._chunks.pop((version.object_id, number), None)
         self._parts.pop((version.object_id, number), None)
 

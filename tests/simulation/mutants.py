@@ -90,7 +90,7 @@ MUTANTS = {
         "progress.done < progress.size or self._gate.leave(claim)\n                del",
     ),
     "a place that is free is not passed on": Edit(
-        GATE, "del self._lanes[claim.lane]\n        self._wake()", "del self._lanes[claim.lane]\n"
+        GATE, "del self._lanes[claim.lane]\n        self.look()", "del self._lanes[claim.lane]\n"
     ),
     "who is cancelled in the queue stays there": Edit(GATE, "self._waiting.remove(waiter)\n            raise", "raise"),
     "a broken body is resumed a byte late": Edit(FETCH, "start + base, tail", "start + base + (base > 0), tail"),
