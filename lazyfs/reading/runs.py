@@ -85,6 +85,15 @@ class Run:
         self.frontier = target
         return max(align_down(start), frontier) if frontier < stop else frontier, target
 
+    def through(self, end: int, need: Range, largest: int) -> tuple[Range, ...]:
+        """What to bring for a run at the beginning of a tensor that will be read up to `end`, beside the chunks `need`
+        of its last bytes, which are brought anyway."""
+        self.promised = end
+        self.window = max(self.window, min(end - self.high, largest))
+        first, target = self.frontier, min(align_down(self.high + self.window), need[0])
+        self.frontier = need[1] if target == need[0] else max(first, target)
+        return ((first, target),) if first < target else ()
+
     def skip(self, part: Range, others: Iterable[Range]) -> tuple[Range, ...]:
         """Of what is to be brought the pieces that none of the `others` has, which are ascending."""
         start, stop = part

@@ -12,28 +12,17 @@ of a walk. A young run plans nothing ahead. It becomes a run with its second rea
 with its fourth where many began of which nothing came.
 """
 
-from collections import deque
 from collections.abc import Sequence
 
 from lazyfs.objects import CHUNK_SIZE, align_down, align_up
 from lazyfs.reading.beyond import beyond
+from lazyfs.reading.lengths import Lengths
 from lazyfs.reading.plans import NOTHING, Plan
 from lazyfs.reading.runs import Range, Run, Stride
 from lazyfs.reading.strides import Strides
 from lazyfs.reading.table import Table
 from lazyfs.reading.tensors import Tensors
-from lazyfs.reading.windows import (
-    ALIKE,
-    ALONE,
-    AT_ONCE,
-    EARLIEST,
-    FILE_BEGIN,
-    LARGEST_WINDOW,
-    LONGEST_ALIKE,
-    REMEMBERED,
-    SLACK,
-    Budget,
-)
+from lazyfs.reading.windows import ALONE, AT_ONCE, EARLIEST, FILE_BEGIN, LARGEST_WINDOW, SLACK, Budget
 from lazyfs.reading.young import Young
 
 __all__ = ["Budget", "Streams"]
@@ -62,8 +51,7 @@ class Streams:
         self._fruitful = 0
         self._table = Table(budget)
         self._strides = Strides()
-        # Of the last runs that ended before another began.
-        self._lengths: deque[int] = deque(maxlen=ALIKE)
+        self._lengths = Lengths()
         self.tensors = Tensors(size)
         """What is known of the inside; who has read a MiB of a tensor from its beginning on, or faults at its end, is
         taken to read all of it."""
@@ -84,20 +72,23 @@ class Streams:
         self._reads += 1
         run = self._table.front
         if start == run.high and run.step > 0:
-            run.high = stop
-            run.last = self._reads
+            self._reach(run, stop)
             part = run.upwards(start, stop, self._largest(run), self._size, self.tensors.rest(run))
-            if stop >= self._size:
+            if run.high >= self._size:
                 self._budget.finished(run.window)
             return NOTHING if part is None else self._plan(self._left_by_others(run, part), run)
         found = self._table.find(start, stop)
         if found is None:
             young = self._young.neighbour(start, stop)
             return self._begin(start, stop) if young is None else self._grow(young, start, stop)
-        if found.step > 0 and start - found.high >= CHUNK_SIZE:
-            jumped = self._jump(found, start, stop)
-            if jumped is not None:
-                return jumped
+        if found.step > 0 and start > found.high:
+            read = self._young.above(stop)
+            if read is not None and found.planned(start) >= stop:
+                return self._meet(found, read, start)
+            if start - found.high >= CHUNK_SIZE:
+                jumped = self._jump(found, start, stop)
+                if jumped is not None:
+                    return jumped
         return self._go_on(found, start, stop)
 
     @property
@@ -141,18 +132,36 @@ class Streams:
             run.hole = max(0, run.hole - (stop - start))
             parts.append(self._need(start, stop))
         run.low = min(run.low, start)
-        run.high = max(run.high, stop)
-        run.last = self._reads
+        self._reach(run, stop)
         if run.step < 0:
             parts = run.downwards(self._largest(run))
         else:
             part = run.upwards(start, stop, self._largest(run), self._size, self.tensors.rest(run))
             if part is not None:
                 parts += self._left_by_others(run, part)
-            if stop >= self._size:
+            if run.high >= self._size:
                 self._budget.finished(run.window)
         self._table.to_front(run)
         return self._plan(parts, run) if parts else NOTHING
+
+    def _reach(self, run: Run, stop: int) -> None:
+        """The run has read up to here and, going upwards, what was read before from here on."""
+        run.last = self._reads
+        run.high = max(run.high, stop)
+        while run.step > 0 and (read := self._young.above(run.high)) is not None:
+            self._young.forget(read)
+            run.high = read.high
+
+    def _meet(self, run: Run, read: Run, start: int) -> Plan:
+        """What was read downwards, ahead of a run upwards and inside its plan, goes on from `start`. Where the run has
+        got to, it has read all of that."""
+        self._young.forget(read)
+        if start - run.high < EARLIEST:
+            return self._go_on(run, start, read.high)
+        read.low, read.last = start, self._reads
+        read.downs += 1
+        self._young.remember(read)
+        return NOTHING
 
     def _left_by_others(self, run: Run, part: Range) -> Sequence[Range]:
         """What of this part no other run that is ahead has brought, or is about to. Read ahead all the same, a fifth of
@@ -196,15 +205,7 @@ class Streams:
             run.window = self._budget.first_window
         front = self._table.front
         if front.step > 0 and not front.bounded and front.last < run.begun:
-            run.expect = self._expected(front.high - front.low)
-
-    def _expected(self, length: int) -> int:
-        """How long a run will be at first sight, when the one before ended after `length`; 0 for no guess."""
-        self._lengths.append(length)
-        longest = max(self._lengths)
-        if length <= REMEMBERED:
-            return length
-        return longest if len(self._lengths) == ALIKE and longest <= LONGEST_ALIKE and not self.tensors else 0
+            run.expect = self._lengths.after(front.high - front.low, anything=not self.tensors)
 
     def _largest(self, stream: Run | Stride) -> int:
         share = self._budget.share(id(stream))
@@ -217,6 +218,9 @@ class Streams:
 
     def _grow(self, run: Run, start: int, stop: int) -> Plan:
         """A neighbour of a young run, which may be a run now."""
+        ahead_of = self._table.planned(start, stop) if start < run.low else None
+        if ahead_of is not None:
+            return self._meet(ahead_of, run, start)
         self._young.forget(run)
         run.last = self._reads
         first, last = self._need(start, stop)
@@ -250,7 +254,13 @@ class Streams:
         need = self._need(start, stop)
         run = self._new(start, stop)
         chain = self._strides.detect(run)
-        if chain is not None:
+        if self._table.planned(start, need[1]) is not None:
+            # Somebody looks ahead, as who copies tensors one after another does at the end of each. That says nothing
+            # of where others begin.
+            self._fruitful += 1
+            self._young.remember(run)
+            return NOTHING
+        if chain is not None and not self._table.passed(chain):
             step = (start - chain[0].element) // (len(chain) - 1)
             length = max(each.high - each.element for each in chain[:-1])
             gap = abs(step) - length
@@ -264,9 +274,6 @@ class Streams:
         self._young.remember(run)
         broken = self._strides.broken(self._births)
         given_up = () if broken is None else tuple(self._abandon(broken))
-        front = self._table.front
-        if front.step > 0 and front.planned(start) >= need[1]:
-            return Plan((), given_up) if given_up else NOTHING
         ending = self.tensors.ending(start, stop)
         if ending is not None and align_up(ending[0]) < need[0] and not self._is_promised(ending[1]):
             low = self.tensors.begin(ending)
@@ -288,16 +295,15 @@ class Streams:
 
     def _from_its_beginning(self, tensor: Range, low: int, need: Range, given_up: tuple[Range, ...]) -> Plan:
         """A read at the end of a tensor that is about to be copied: bring the read's chunks, then the tensor. The read
-        of its beginning may begin at `low`."""
+        of its beginning may begin at `low`, and who has got there goes on with it."""
         begin, end = tensor
-        run = self._new(begin, begin)
-        run.low = low
-        run.step, run.promised = 1, end
-        run.window = min(end - begin, self._largest(run))
-        target = min(align_down(begin + run.window), need[0])
-        run.frontier = need[1] if target == need[0] else target
+        run = self._table.reader(low, begin + EARLIEST)
+        if run is None:
+            run = self._new(begin, begin)
+            run.low, run.step, run.frontier = low, 1, align_down(begin)
+        parts = run.through(end, need, self._largest(run))
         self._table.to_front(run)
-        return Plan((need, (align_down(begin), target)), given_up + self._table.left(self._reads), run, others=1)
+        return Plan((need, *parts), given_up + self._table.left(self._reads), run, others=1)
 
     def _new(self, start: int, stop: int) -> Run:
         frontier = self._need(start, stop)[1]

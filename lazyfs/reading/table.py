@@ -7,6 +7,7 @@ table of places once, and all but the front one where it goes on.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from lazyfs.objects import MIB, align_up
 from lazyfs.reading.runs import Range, Run
@@ -59,6 +60,23 @@ class Table:
                 if distance < best:
                     nearest, best = run, distance
         return nearest
+
+    def planned(self, start: int, stop: int) -> Run | None:
+        """The run upwards that has planned all of [start, stop), and has not got there."""
+        front = self.front
+        if front.step > 0 and front.planned(start) >= stop:
+            return front
+        return next((run for run in self.active if run.step > 0 and run.planned(start) >= stop), None)
+
+    def reader(self, start: int, stop: int) -> Run | None:
+        """The run upwards that has got to somewhere from `start` to `stop`."""
+        runs = (self.front, *self.active)
+        return next((run for run in runs if run.step > 0 and not run.bounded and start <= run.high <= stop), None)
+
+    def passed(self, chain: Sequence[Run]) -> bool:
+        """Whether a run upwards has gone past all of these but the last, and so read what lies between them."""
+        low, high = min(run.low for run in chain[:-1]), max(run.element for run in chain[:-1])
+        return any(run.step > 0 and run.low <= low and high < run.high for run in (self.front, *self.active))
 
     def read_by_others(self, run: Run, start: int, stop: int, since: int) -> list[Range]:
         """What runs upwards that had a read since the inode's read `since` have planned, or were the last to read, from

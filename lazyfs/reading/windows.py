@@ -52,14 +52,6 @@ SLACK = 4 * MIB
 FIRST_SLACK = 128 * KIB
 """A small read this far behind a young run goes on with it. That alone plans nothing, see EARLIEST."""
 
-REMEMBERED = 4 * MIB
-"""When a run ended after at most so much, the next one is first expected to end likewise."""
-
-ALIKE = 3
-LONGEST_ALIKE = 64 * MIB
-"""When so many ended one after the other, each after at most so much, the next one is first expected to be as long as
-the longest of them: who reads experts of 12 MiB here and there had six times as much fetched."""
-
 FILE_BEGIN = 8 * MIB
 """A run that begins before this may be the load of a whole shard, and begins with what the last shard taught."""
 

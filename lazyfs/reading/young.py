@@ -35,6 +35,10 @@ class Young:
                     return self._by_high[high]
         return found
 
+    def above(self, offset: int) -> Run | None:
+        """The one that begins here."""
+        return self._by_low.get(offset)
+
     def remember(self, run: Run) -> None:
         """One more, or one that has grown; the oldest may be forgotten, and so is one that ends in the same place."""
         other = self._by_high.get(run.high)
