@@ -74,7 +74,7 @@ class ChunkCache:
             nursery=nursery,
             made_room=self._made_room,
         )
-        self.marker = Marker(mark=disk.mark, workers=workers, reads=lambda: sum(self.looks) + len(self._flights))
+        self.marker = Marker(mark=disk.mark, workers=workers, reads=self.reads)
         self._parts = Parts(
             disk=disk,
             flights=self._flights,
@@ -111,6 +111,10 @@ class ChunkCache:
     def flying(self) -> int:
         """Chunks that are on their way into memory."""
         return len(self._flights)
+
+    def reads(self) -> int:
+        """A number that changes with each read of chunks, and while any are on their way; see `Quiet`."""
+        return sum(self.looks) + len(self._flights)
 
     def idle(self) -> bool:
         """Whether nothing is on its way and nothing waits to be written."""

@@ -41,26 +41,45 @@ def from_sums(disk: Disk, version: ObjectVersion, passed: Mapping[int, bytes]) -
     return Checksums(crc64nvme=total)
 
 
-def from_bytes(disk: Disk, version: ObjectVersion, told: Told, *, stop: Callable[[], bool]) -> Checksums | None:
-    """Both digests, of the bytes on disk, each block compared with its own checksum on the way. None if not all of them
-    are there, or `stop` says so; `Damaged` for a chunk that is wrong."""
-    sha256 = hashlib.sha256()
-    total = 0
-    buffer = memoryview(mmap.mmap(-1, AT_ONCE * CHUNK_SIZE))
-    for first in range(0, version.chunk_count, AT_ONCE):
-        if stop():
+class Hashing:
+    """Both digests, of the bytes of one object on disk, some at a time, each block compared with its own checksum on
+    the way. For one thread at a time."""
+
+    def __init__(self, disk: Disk, version: ObjectVersion) -> None:
+        self._disk = disk
+        self._version = version
+        self._sha256 = hashlib.sha256()
+        self._total = 0
+        self._next = 0
+
+    def some(self, most: int, told: Told, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Go on for up to `most` chunks. False if not all of those are there, or `stop` says so; then nothing more will
+        come of it. `Damaged` for a chunk that is wrong."""
+        version = self._version
+        buffer = memoryview(mmap.mmap(-1, AT_ONCE * CHUNK_SIZE))
+        end = min(self._next + most, version.chunk_count)
+        for first in range(self._next, end, AT_ONCE):
+            if stop():
+                return False
+            numbers = range(first, min(first + AT_ONCE, end))
+            kept = [self._disk.kept(version.object_id, number) for number in numbers]
+            found = [one for one in kept if one is not None]
+            if len(found) < len(kept) or len({one.generation for one in found if one.generation < LOWER}) > 1:
+                return False
+            views = [buffer[i * CHUNK_SIZE : i * CHUNK_SIZE + version.chunk_length(n)] for i, n in enumerate(numbers)]
+            for number, one, right in zip(numbers, found, self._disk.read(version, first, found, views), strict=True):
+                if not right:
+                    raise Damaged(number, one)
+                self._total = joined(self._total, version.chunk_length(number), one.sums)
+            for view in views:
+                self._sha256.update(view)
+            told(min(version.size, numbers.stop * CHUNK_SIZE))
+        self._next = end
+        return True
+
+    @property
+    def digests(self) -> Checksums | None:
+        """None before the end of the object."""
+        if self._next < self._version.chunk_count:
             return None
-        numbers = range(first, min(first + AT_ONCE, version.chunk_count))
-        kept = [disk.kept(version.object_id, number) for number in numbers]
-        found = [one for one in kept if one is not None]
-        if len(found) < len(kept) or len({one.generation for one in found if one.generation < LOWER}) > 1:
-            return None
-        views = [buffer[i * CHUNK_SIZE : i * CHUNK_SIZE + version.chunk_length(n)] for i, n in enumerate(numbers)]
-        for number, one, right in zip(numbers, found, disk.read(version, first, found, views), strict=True):
-            if not right:
-                raise Damaged(number, one)
-            total = joined(total, version.chunk_length(number), one.sums)
-        for view in views:
-            sha256.update(view)
-        told(min(version.size, numbers.stop * CHUNK_SIZE))
-    return Checksums(sha256.hexdigest(), total)
+        return Checksums(self._sha256.hexdigest(), self._total)

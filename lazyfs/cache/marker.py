@@ -13,14 +13,12 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from lazyfs.cache.quiet import Quiet
 from lazyfs.cache.threads import Workers
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import SEGMENT_CHUNKS, ObjectVersion
 
 log = logging.getLogger(__name__)
-
-PAUSE = 0.25
-"""Seconds without a read after which nobody is taken to read."""
 
 TOGETHER = 16
 """Chunks read and marked before anybody looks whether there was a read: some 20 ms of an NVMe disk."""
@@ -30,8 +28,8 @@ MOST = 4096
 
 
 class Marker:
-    """The chunks of one cache that are to be marked. `mark` marks several of one segment, and blocks; `reads` is a
-    number that changes with each read."""
+    """The chunks of one cache that are to be marked. `mark` marks several of one segment, and blocks; `reads` is as
+    for `Quiet`."""
 
     def __init__(
         self, *, mark: Callable[[ObjectVersion, Sequence[int]], None], workers: Workers, reads: Callable[[], int]
@@ -61,13 +59,10 @@ class Marker:
         """Mark what was touched, whenever nobody reads. It sleeps while there is nothing to mark."""
         while True:
             await self._wanted.wait()
-            before = -1
+            quiet = Quiet(self._reads)
             while self._pending:
-                if before != self._reads():
-                    before = self._reads()
-                    await trio.sleep(PAUSE)
-                else:
-                    await self._some()
+                await quiet.wait()
+                await self._some()
             self._wanted = trio.Event()
 
     async def _some(self) -> None:

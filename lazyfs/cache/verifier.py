@@ -4,8 +4,9 @@ Its job: when all of an object is on disk, compare its bytes with the strongest 
 does not agree is taken out of service and fetched once more, while its readers wait; what is wrong again is refused for
 good. Must not know who has digests (`Witnesses` does), nor names.
 
-A CRC64-NVME costs no reading: the chunks' own checksums combine into it. A SHA-256 takes the bytes, read from disk in a
-thread of its own, one object at a time, each block compared with its own checksum on the way.
+A CRC64-NVME costs no reading: the chunks' own checksums combine into it, as soon as they are here. A SHA-256 takes the
+bytes, read from disk in a thread of its own, one object at a time, each block compared with its own checksum on the
+way, and waits a while for readers to be quiet.
 
 Concurrency: loop thread only. At most one job for a version. What a verdict says is kept in the index, so a warm start
 asks nobody.
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 import trio
 
 from lazyfs.cache.chunks import ChunkCache
-from lazyfs.cache.digester import Digester, Incomplete, Job
+from lazyfs.cache.digester import PATIENCE, Digester, Incomplete, Job
 from lazyfs.cache.disk import Disk
 from lazyfs.cache.passing import Passing
 from lazyfs.cache.verdicts import NONE, Expected, Verdict, difference, pack, unpack
@@ -75,8 +76,10 @@ class Verifier:
         nursery: trio.Nursery,
         spoiled: Callable[[ObjectVersion], None],
         automatic: bool = True,
+        patience: float = PATIENCE,
     ) -> None:
-        """`automatic`: look at every object that is complete; else only at those that are asked for."""
+        """`automatic`: look at every object that is complete; else only at those that are asked for. `patience`:
+        seconds for which a look that nobody waits for, and that takes a processor, is put off while somebody reads."""
         self._chunks = chunks
         self._disk = disk
         self._witnesses = witnesses
@@ -89,7 +92,7 @@ class Verifier:
         self._quiet_until = -math.inf
         self._counts = dict.fromkeys(("verified", "without", "wrong", "mended", "refused"), 0)
         self._passing = Passing(disk)
-        self._digester = Digester(chunks=chunks, disk=disk, passing=self._passing)
+        self._digester = Digester(chunks=chunks, disk=disk, passing=self._passing, patience=patience)
         self._unsettled: dict[bytes, ObjectVersion] = {}
         # Witnesses of versions that agreed, but of which some is not on disk, and so no verdict is kept.
         self._agreed: OrderedDict[bytes, str] = OrderedDict()
@@ -152,6 +155,7 @@ class Verifier:
         if version.object_id not in self._jobs:
             self._ended.pop(version.object_id, None)
             self._begin(version, whole=True)
+        self._jobs[version.object_id].urgent = True
         return self.progress(version)
 
     def progress(self, version: ObjectVersion) -> dict[str, Any]:
@@ -163,7 +167,7 @@ class Verifier:
 
     def _begin(self, version: ObjectVersion, *, whole: bool) -> None:
         if version.object_id not in self._jobs:
-            job = self._jobs[version.object_id] = Job(version.size, whole)
+            job = self._jobs[version.object_id] = Job(version.size, whole, urgent=whole)
             self._nursery.start_soon(self._run, version, job)
 
     async def _run(self, version: ObjectVersion, job: Job) -> None:
@@ -199,7 +203,7 @@ class Verifier:
             if not again:
                 log.error("WRONG BYTES: %s. They are dropped and fetched again; who has the file open gets EIO", wrong)
                 await self._forget(version)
-                job.whole = True
+                job.whole = job.urgent = True
                 found, generation = await self._digester.digests(version, expected, job)
                 wrong = difference(version, expected, found)
             if wrong:

@@ -97,6 +97,7 @@ class _Baking:
             nursery=nursery,
             spoiled=self._tree.spoil,
             automatic=config.verify_objects == "auto",
+            patience=0,  # nobody reads, and all of it is waited for
         )
         self._checked = config.verify_objects == "auto"
         self._warmer = Warmer(

@@ -8,7 +8,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from lazyfs.cache.digest import from_bytes, from_sums
+from lazyfs.cache.digest import Hashing, from_sums
 from lazyfs.cache.directory import CacheDirectory
 from lazyfs.cache.disk import Verified
 from lazyfs.cache.layers import LayeredDisk
@@ -91,7 +91,9 @@ def test_what_the_layer_has_is_read_from_it(opened: Callable[[], LayeredDisk], l
     assert generation >= MIXED
     assert disk.path(VERSION) == ""
     assert disk.lend(VERSION, generation) is None
-    found = from_bytes(disk, VERSION, lambda _: None, stop=lambda: False)
+    hashing = Hashing(disk, VERSION)
+    assert hashing.some(VERSION.chunk_count, lambda _: None)
+    found = hashing.digests
     assert found is not None
     assert from_sums(disk, VERSION, {}) == Checksums(crc64nvme=found.crc64nvme)
     assert disk.present(VERSION.object_id, 0) == 0b1111

@@ -4,29 +4,27 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lmdb
 import pytest
 import trio
 import trio.testing
 
-from lazyfs.cache import marker
+from lazyfs.cache import quiet
 from lazyfs.cache.checking import check
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.index import Index
-from lazyfs.cache.marker import MOST, PAUSE, TOGETHER, Marker
+from lazyfs.cache.marker import MOST, TOGETHER, Marker
 from lazyfs.cache.marks import ROW
+from lazyfs.cache.quiet import PAUSE
 from lazyfs.cache.records import CHUNK_SUMS, HEAD, segment_key
 from lazyfs.cache.sums import block_sums, mark_sums, of_blocks
-from lazyfs.cache.threads import DiskThreads
 from lazyfs.errors import CacheUnavailable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, KIB, MARK_SIZE, MIB, SEGMENT_CHUNKS, ObjectVersion
-from tests.rooms.building import CacheMaker, bury, keep, object_files, pattern, version_of
+from tests.rooms.building import CacheMaker, Inline, bury, keep, object_files, pattern, version_of
 from tests.rooms.caching import caching
 from tests.rooms.memory_store import MemoryStore
-
-T = TypeVar("T")
 
 TAIL = BLOCK_SIZE + MARK_SIZE + 777
 """Bytes of a last chunk: a block, a page, and a little of the next one."""
@@ -339,7 +337,7 @@ async def test_who_touches_what_is_on_disk_finds_marks_there_the_next_time(
     caches: CacheMaker, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk that was touched is marked when nobody reads any more; none that was read through, or has one block."""
-    monkeypatch.setattr(marker, "PAUSE", 0.0)
+    monkeypatch.setattr(quiet, "PAUSE", 0.0)
     store, disk, data = MemoryStore(), caches.open(), pattern(3 * MIB + BLOCK_SIZE)
     version = store.put("k", data)
     keep(disk, version, data, range(4))
@@ -389,15 +387,6 @@ class Marking:
             nursery.start_soon(made.run)
             yield made
             nursery.cancel_scope.cancel()
-
-
-class Inline(DiskThreads):
-    """Workers that have no threads."""
-
-    async def write(self, function: Callable[..., T], *args: Any) -> T:
-        """See `Workers.write`."""
-        await trio.lowlevel.checkpoint()
-        return function(*args)
 
 
 async def test_nothing_is_marked_while_somebody_reads(autojump_clock: trio.testing.MockClock) -> None:

@@ -19,13 +19,15 @@ from lazyfs.cache.digest import from_sums
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.passing import Passing
+from lazyfs.cache.quiet import PAUSE
 from lazyfs.cache.records import Run
 from lazyfs.cache.sums import block_sums, joined
+from lazyfs.cache.threads import Workers
 from lazyfs.cache.verdicts import Expected, Verdict, difference, pack, unpack
 from lazyfs.cache.verifier import Verifier
 from lazyfs.errors import Corrupt, StoreError, Unreachable
 from lazyfs.objects import BLOCK_SIZE, CHUNK_SIZE, MIB, Checksums, ObjectVersion
-from tests.rooms.building import CacheMaker, keep, object_files, pattern, verified, version_of
+from tests.rooms.building import CacheMaker, Inline, keep, object_files, pattern, verified, version_of
 from tests.rooms.memory_store import MemoryStore
 
 DATA = pattern(3 * MIB + 70_001)
@@ -65,11 +67,18 @@ class Bench:
     spoiled: list[ObjectVersion] = field(default_factory=list)
 
     @asynccontextmanager
-    async def running(self, *, automatic: bool = True) -> AsyncIterator[tuple[ChunkCache, Verifier]]:
+    async def running(
+        self, *, automatic: bool = True, patience: float = 0.0, workers: Workers | None = None
+    ) -> AsyncIterator[tuple[ChunkCache, Verifier]]:
         """As a mount runs them."""
         async with trio.open_nursery() as nursery:
             chunks = ChunkCache(
-                store=self.store, disk=self.disk, memory=Memory(8 * MIB), nursery=nursery, span_size=8 * MIB
+                store=self.store,
+                disk=self.disk,
+                memory=Memory(8 * MIB),
+                nursery=nursery,
+                span_size=8 * MIB,
+                workers=workers,
             )
             verifier = Verifier(
                 chunks=chunks,
@@ -78,6 +87,7 @@ class Bench:
                 nursery=nursery,
                 spoiled=self.spoiled.append,
                 automatic=automatic,
+                patience=patience,
             )
             nursery.start_soon(chunks.writer.run)
             yield chunks, verifier
@@ -141,6 +151,75 @@ async def test_the_last_chunk_brings_the_verdict(roomy: Bench) -> None:
         await over(chunks, verifier)
     assert roomy.witness.asked == 1
     assert sum(call.stop - call.start for call in roomy.store.calls) == len(DATA)
+
+
+PATIENCE = 20.0
+
+
+async def keep_reading(chunks: ChunkCache, version: ObjectVersion, seconds: float) -> None:
+    """A chunk again and again, with never a quiet moment."""
+    until = trio.current_time() + seconds
+    while trio.current_time() < until:
+        await chunks.read(version, 0, 1)
+        await trio.sleep(PAUSE * 0.4)
+
+
+async def judged(verifier: Verifier) -> float:
+    """Wait for the first verdict, and say when that was."""
+    while not verifier.statistics().verified:  # noqa: ASYNC110 - the clock jumps
+        await trio.sleep(0.01)
+    return trio.current_time()
+
+
+@pytest.mark.parametrize(("reading", "least", "most"), [(5.0, 5.0, 6.0), (100.0, PATIENCE, PATIENCE + 1)])
+async def test_a_sha256_is_put_off_while_somebody_reads(
+    roomy: Bench, autojump_clock: trio.testing.MockClock, reading: float, least: float, most: float
+) -> None:
+    """And not for ever."""
+    version = roomy.store.put("k", DATA)
+    roomy.witness.known = Checksums(SHA)
+    async with roomy.running(patience=PATIENCE, workers=Inline()) as (chunks, verifier), trio.open_nursery() as nursery:
+        assert await read_all(chunks, version) == DATA
+        await chunks.writer.settled()
+        began = trio.current_time()
+        nursery.start_soon(keep_reading, chunks, version, reading)
+        assert least <= await judged(verifier) - began <= most
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_asks_for_what_was_put_off_has_it(roomy: Bench, autojump_clock: trio.testing.MockClock) -> None:
+    """At the next look."""
+    version = roomy.store.put("k", DATA)
+    roomy.witness.known = Checksums(SHA)
+    async with roomy.running(patience=PATIENCE, workers=Inline()) as (chunks, verifier), trio.open_nursery() as nursery:
+        assert await read_all(chunks, version) == DATA
+        await chunks.writer.settled()
+        nursery.start_soon(keep_reading, chunks, version, 100.0)
+        await trio.sleep(2.0)
+        assert verifier.progress(version)["done"] == 0
+        began = trio.current_time()
+        verifier.demand(version)
+        assert await judged(verifier) - began <= 2 * PAUSE
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_checksum_that_costs_nothing_is_not_put_off(
+    roomy: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Where both are known: what arrived wrong is seen at once."""
+    version = roomy.store.put("k", DATA)
+    roomy.witness.known = Checksums(SHA, CRC)
+    async with roomy.running(patience=PATIENCE, workers=Inline()) as (chunks, verifier), trio.open_nursery() as nursery:
+        tampered(roomy.store, "k", WRONG)
+        assert await read_all(chunks, version) == WRONG
+        tampered(roomy.store, "k", DATA)
+        await chunks.writer.settled()
+        began = trio.current_time()
+        nursery.start_soon(keep_reading, chunks, version, 100.0)
+        while not verifier.statistics().mended:  # noqa: ASYNC110 - the clock jumps
+            await trio.sleep(0.01)
+        assert trio.current_time() - began < PATIENCE / 2
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("known", [Checksums(crc64nvme=CRC), Checksums(SHA), Checksums(SHA, CRC)])
