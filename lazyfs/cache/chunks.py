@@ -113,7 +113,7 @@ class ChunkCache:
         return len(self._flights)
 
     def reads(self) -> int:
-        """A number that changes with each read of chunks, and while any are on their way; see `Quiet`."""
+        """A number that changes with each read of chunks, and as some come or are sent for; see `Quiet`."""
         return sum(self.looks) + len(self._flights)
 
     def idle(self) -> bool:

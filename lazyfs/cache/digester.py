@@ -61,6 +61,7 @@ class Digester:
     def __init__(self, *, chunks: ChunkCache, disk: Disk, passing: Passing, patience: float) -> None:
         self._chunks = chunks
         self._patience = patience
+        self._turn = trio.Lock()
         self._disk = disk
         self._passing = passing
 
@@ -84,7 +85,9 @@ class Digester:
                 job.whole = True
                 continue
             if found is not None and self._disk.generation(version) == generation:
-                return found, generation
+                if not found.sha256 or await self._still(version, found):
+                    return found, generation
+                continue
             if not job.whole:
                 break
         known = expected.checksums
@@ -115,14 +118,21 @@ class Digester:
         quiet, until = Quiet(self._chunks.reads), trio.current_time() + self._patience
         hashing = Hashing(self._disk, version)
         try:
-            while (found := hashing.digests) is None:
-                await quiet.wait(until - trio.current_time(), lambda: job.urgent)
-                most = version.chunk_count if job.urgent else TOGETHER
-                if not await self._chunks.workers.look(hashing.some, most, told, lambda: left):
-                    return None
+            async with self._turn:
+                while (found := hashing.digests) is None:
+                    await quiet.wait(until - trio.current_time(), lambda: job.urgent)
+                    most = version.chunk_count if job.urgent else TOGETHER
+                    if not await self._chunks.workers.look(hashing.some, most, told, lambda: left):
+                        return None
             return found
         finally:
             left = True
+
+    async def _still(self, version: ObjectVersion, found: Checksums) -> bool:
+        """Whether what is on disk is what was hashed: between two pieces a chunk may have been found damaged and
+        fetched again, into the same file."""
+        now = await self._chunks.workers.look(from_sums, self._disk, version, {})
+        return now is not None and now.crc64nvme == found.crc64nvme
 
     async def _combined(self, version: ObjectVersion) -> Checksums | None:
         passed = dict(self._passing.sums(version))

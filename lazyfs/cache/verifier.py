@@ -155,7 +155,10 @@ class Verifier:
         if version.object_id not in self._jobs:
             self._ended.pop(version.object_id, None)
             self._begin(version, whole=True)
-        self._jobs[version.object_id].urgent = True
+        job = self._jobs[version.object_id]
+        job.whole = True
+        for one in self._jobs.values():  # each waits for its turn
+            one.urgent = True
         return self.progress(version)
 
     def progress(self, version: ObjectVersion) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Plan:
             self.stride.cut(start, self.size)
         if self.run is not None and not (self.stride and place):
             if place < self.others:
-                start = offset = align_down(self.run.low)
+                start = offset = align_down(self.run.high)
             self.run.cut(start, stop, offset)
 
 

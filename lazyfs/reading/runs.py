@@ -94,6 +94,15 @@ class Run:
         self.frontier = need[1] if target == need[0] else max(first, target)
         return ((first, target),) if first < target else ()
 
+    def join(self, other: "Run") -> None:
+        """It has got to where the other one began, which went on from there."""
+        self.high, self.frontier = max(self.high, other.high), max(self.frontier, other.frontier)
+        self.hole += other.hole
+        self.promised = max(self.promised, other.promised)
+        low, high = other.skipped
+        if high:
+            self.skipped = min(self.skipped[0] or low, low), max(self.skipped[1], high)
+
     def skip(self, part: Range, others: Iterable[Range]) -> tuple[Range, ...]:
         """Of what is to be brought the pieces that none of the `others` has, which are ascending."""
         start, stop = part

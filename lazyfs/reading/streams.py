@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from lazyfs.objects import CHUNK_SIZE, align_down, align_up
 from lazyfs.reading.beyond import beyond
 from lazyfs.reading.lengths import Lengths
+from lazyfs.reading.meeting import pass_over, reach
 from lazyfs.reading.plans import NOTHING, Plan
 from lazyfs.reading.runs import Range, Run, Stride
 from lazyfs.reading.strides import Strides
 from lazyfs.reading.table import Table
-from lazyfs.reading.tensors import Tensors
+from lazyfs.reading.tensors import PAGE, Tensors
 from lazyfs.reading.windows import ALONE, AT_ONCE, EARLIEST, FILE_BEGIN, LARGEST_WINDOW, SLACK, Budget
 from lazyfs.reading.young import Young
 
@@ -49,7 +50,8 @@ class Streams:
         self._births = 0
         # The beginning at which something last became of one, and not by chance.
         self._fruitful = 0
-        self._table = Table(budget)
+        self._young = Young()
+        self._table = Table(budget, self._young)
         self._strides = Strides()
         self._lengths = Lengths()
         self.tensors = Tensors(size)
@@ -57,7 +59,6 @@ class Streams:
         taken to read all of it."""
         self.waiting = 0
         """Reads that are not answered yet."""
-        self._young = Young()
 
     def __len__(self) -> int:
         return len(self._table) + len(self._young)
@@ -72,11 +73,13 @@ class Streams:
         self._reads += 1
         run = self._table.front
         if start == run.high and run.step > 0:
-            self._reach(run, stop)
+            parts = self._reach(run, start, stop)
             part = run.upwards(start, stop, self._largest(run), self._size, self.tensors.rest(run))
             if run.high >= self._size:
                 self._budget.finished(run.window)
-            return NOTHING if part is None else self._plan(self._left_by_others(run, part), run)
+            if part is None:
+                return self._plan(parts, run) if parts else NOTHING
+            return self._plan((*parts, *self._left_by_others(run, part)), run)
         found = self._table.find(start, stop)
         if found is None:
             young = self._young.neighbour(start, stop)
@@ -85,6 +88,7 @@ class Streams:
             read = self._young.above(stop)
             if read is not None and found.planned(start) >= stop:
                 return self._meet(found, read, start)
+            pass_over(found, start, self._young)
             if start - found.high >= CHUNK_SIZE:
                 jumped = self._jump(found, start, stop)
                 if jumped is not None:
@@ -108,10 +112,9 @@ class Streams:
 
     def ahead(self) -> tuple[int, int]:
         """How many streams something is planned ahead of, and how many bytes that are."""
-        runs, strides = self._table.active, list(self._strides.all())
-        parts = [part for run in runs for part in run.unread()]
-        parts += [part for stride in strides for part in stride.unread(self._size)]
-        return len(runs) + len(strides), sum(stop - start for start, stop in parts)
+        active, walks = self._table.active, self._strides.all()
+        parts = [*(run.unread() for run in active), *(walk.unread(self._size) for walk in walks)]
+        return len(parts), sum(stop - start for part in parts for start, stop in part)
 
     def close(self) -> list[Range]:
         """Nobody reads the inode any more; the bytes that were planned ahead and never reached."""
@@ -132,7 +135,7 @@ class Streams:
             run.hole = max(0, run.hole - (stop - start))
             parts.append(self._need(start, stop))
         run.low = min(run.low, start)
-        self._reach(run, stop)
+        parts += self._reach(run, start, stop)
         if run.step < 0:
             parts = run.downwards(self._largest(run))
         else:
@@ -144,18 +147,15 @@ class Streams:
         self._table.to_front(run)
         return self._plan(parts, run) if parts else NOTHING
 
-    def _reach(self, run: Run, stop: int) -> None:
-        """The run has read up to here and, going upwards, what was read before from here on."""
+    def _reach(self, run: Run, start: int, stop: int) -> list[Range]:
         run.last = self._reads
-        run.high = max(run.high, stop)
-        while run.step > 0 and (read := self._young.above(run.high)) is not None:
-            self._young.forget(read)
-            run.high = read.high
+        return reach(run, stop, self._need(start, stop), self._size, self._young, self._table)
 
     def _meet(self, run: Run, read: Run, start: int) -> Plan:
         """What was read downwards, ahead of a run upwards and inside its plan, goes on from `start`. Where the run has
         got to, it has read all of that."""
         self._young.forget(read)
+        pass_over(run, start, self._young)
         if start - run.high < EARLIEST:
             return self._go_on(run, start, read.high)
         read.low, read.last = start, self._reads
@@ -182,7 +182,7 @@ class Streams:
         length = step - gap
         jumps = run.jumps + 1 if step == run.jump else 0
         hole = run.hole + gap
-        if jumps >= 2 and hole > jumps * gap:
+        if jumps >= 2 and hole > max(jumps * gap, (run.high - run.low) // 2):
             dropped = self._table.rest(run)
             run.bounded, run.expect = True, length  # what lies behind it belongs to the walk
             return self._walk(start, stop, step, length, tuple(dropped))
@@ -297,7 +297,7 @@ class Streams:
         """A read at the end of a tensor that is about to be copied: bring the read's chunks, then the tensor. The read
         of its beginning may begin at `low`, and who has got there goes on with it."""
         begin, end = tensor
-        run = self._table.reader(low, begin + EARLIEST)
+        run = self._table.reader(low - PAGE, begin + EARLIEST)
         if run is None:
             run = self._new(begin, begin)
             run.low, run.step, run.frontier = low, 1, align_down(begin)

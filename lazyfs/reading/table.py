@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from lazyfs.objects import MIB, align_up
 from lazyfs.reading.runs import Range, Run
 from lazyfs.reading.windows import SLACK, Budget
+from lazyfs.reading.young import Young
 
 MOST_STREAMS = 256
 """Runs remembered for one inode; the one idle for longest is forgotten."""
@@ -34,11 +35,14 @@ NOBODY = Run(low=-1, high=-1, frontier=-1)
 class Table:
     """The runs of one inode. `front` had the latest read."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, young: Young) -> None:
+        """`young` are those that read ahead of a run, inside of what was planned for it."""
         self.front = NOBODY
+        self._young = young
         self.active: OrderedDict[Run, None] = OrderedDict()
         self._resting: OrderedDict[Run, None] = OrderedDict()
         self._places: dict[int, list[Run]] = {}
+        self._lows: dict[int, Run] = {}
         self._budget = budget
 
     def __len__(self) -> int:
@@ -74,9 +78,11 @@ class Table:
         return next((run for run in runs if run.step > 0 and not run.bounded and start <= run.high <= stop), None)
 
     def passed(self, chain: Sequence[Run]) -> bool:
-        """Whether a run upwards has gone past all of these but the last, and so read what lies between them."""
+        """Whether a run upwards goes past these beginnings, and reads what lies between them: all but the last lie
+        behind it, and it had a read since the first."""
         low, high = min(run.low for run in chain[:-1]), max(run.element for run in chain[:-1])
-        return any(run.step > 0 and run.low <= low and high < run.high for run in (self.front, *self.active))
+        runs = [run for run in (self.front, *self.active) if run.step > 0 and run.last > chain[0].begun]
+        return any(run.low <= low and high <= run.high for run in runs)
 
     def read_by_others(self, run: Run, start: int, stop: int, since: int) -> list[Range]:
         """What runs upwards that had a read since the inode's read `since` have planned, or were the last to read, from
@@ -97,6 +103,8 @@ class Table:
             self.front = run
             if run.place < 0:
                 self._index(run)
+                if run.step > 0:  # of which that never changes
+                    self._lows[run.low] = run
         if not run.window:
             self._resting[run] = None
             self._resting.move_to_end(run)
@@ -127,8 +135,11 @@ class Table:
         self._resting[run] = None
         self._resting.move_to_end(run)
         run.rest()
-        for other in self.active:
-            low, high = (other.low, other.frontier) if other.step > 0 else (other.frontier, other.high)
+        taken = [
+            (other.low, other.frontier) if other.step > 0 else (other.frontier, other.high) for other in self.active
+        ]
+        taken += self._young.parts() if parts else []
+        for low, high in taken:
             parts = [
                 *((start, min(stop, low)) for start, stop in parts),
                 *((max(start, high), stop) for start, stop in parts),
@@ -149,13 +160,28 @@ class Table:
             self._budget.forget(id(run))
         self._resting.clear()
         self._places.clear()
+        self._lows.clear()
         self.front = NOBODY
         return unread
 
+    def take(self, low: int, since: int) -> Run | None:
+        """The run upwards that began here and had a read after the inode's read `since`: another one has got there, and
+        it is forgotten."""
+        found = self._lows.get(low)
+        if found is None or found.bounded or found.last <= since:
+            return None
+        self._forget(found)
+        if found is self.front:
+            self.front = NOBODY
+        return found
+
     def _forget(self, run: Run) -> None:
-        del self._resting[run]
+        self.active.pop(run, None)
+        self._resting.pop(run, None)
         self._budget.forget(id(run))
         self._unindex(run)
+        if self._lows.get(run.low) is run:
+            del self._lows[run.low]
 
     def _index(self, run: Run) -> None:
         place = (run.high if run.step > 0 else run.low) >> _REGION

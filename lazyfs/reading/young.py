@@ -6,7 +6,7 @@ Must not know when a young run becomes a run. Pure; not thread safe; one loop.
 from collections import OrderedDict
 from itertools import islice
 
-from lazyfs.reading.runs import Run
+from lazyfs.reading.runs import Range, Run
 from lazyfs.reading.windows import FIRST_SLACK
 
 MOST_YOUNG = 256
@@ -38,6 +38,14 @@ class Young:
     def above(self, offset: int) -> Run | None:
         """The one that begins here."""
         return self._by_low.get(offset)
+
+    def below(self, offset: int) -> Run | None:
+        """The one that ends here."""
+        return self._by_high.get(offset)
+
+    def parts(self) -> list[Range]:
+        """What they have read."""
+        return [(run.low, run.high) for run in self._by_high.values()]
 
     def remember(self, run: Run) -> None:
         """One more, or one that has grown; the oldest may be forgotten, and so is one that ends in the same place."""
