@@ -6,16 +6,18 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 from awscrt.checksums import crc64nvme
 
+from lazyfs.cache import digester
 from lazyfs.cache.chunks import ChunkCache
-from lazyfs.cache.digest import from_sums
+from lazyfs.cache.digest import Hashing, from_sums
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Memory
 from lazyfs.cache.passing import Passing
@@ -200,6 +202,75 @@ async def test_who_asks_for_what_was_put_off_has_it(roomy: Bench, autojump_clock
         began = trio.current_time()
         verifier.demand(version)
         assert await judged(verifier) - began <= 2 * PAUSE
+        nursery.cancel_scope.cancel()
+
+
+async def test_hashing_goes_on_from_where_it_was_when_somebody_reads_between(
+    roomy: Bench, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece at a time, and each after a pause of its own."""
+    version = roomy.store.put("k", DATA)
+    roomy.witness.known = Checksums(SHA)
+    monkeypatch.setattr(digester, "TOGETHER", 1)
+    pieces: list[float] = []
+    some = Hashing.some
+
+    def disturbed(self: Hashing, most: int, *more: Any) -> bool:
+        pieces.append(trio.current_time())
+        reading.looks[0] += 1
+        return some(self, most, *more)
+
+    monkeypatch.setattr(Hashing, "some", disturbed)
+    async with roomy.running(patience=PATIENCE, workers=Inline()) as (reading, verifier):
+        assert await read_all(reading, version) == DATA
+        await judged(verifier)
+    assert len(pieces) == version.chunk_count
+    assert all(after - before >= PAUSE for before, after in pairwise(pieces))
+
+
+async def test_a_chunk_that_is_fetched_again_while_the_others_are_hashed_is_hashed_too(
+    roomy: Bench, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is the same, and what was hashed before is no longer in it."""
+    version = roomy.store.put("k", DATA)
+    roomy.witness.known = Checksums(SHA)
+    monkeypatch.setattr(digester, "TOGETHER", 2)
+    some = Hashing.some
+    calls = 0
+
+    def replaced(self: Hashing, most: int, *more: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            generation = roomy.disk.generation(version)
+            roomy.disk.discard(version, 1)
+            keep(roomy.disk, version, WRONG, [1])
+            assert roomy.disk.generation(version) == generation
+        return some(self, most, *more)
+
+    monkeypatch.setattr(Hashing, "some", replaced)
+    async with roomy.running(patience=PATIENCE, workers=Inline()) as (chunks, verifier):
+        assert await read_all(chunks, version) == DATA
+        await judged(verifier)
+        assert (verifier.statistics().wrong, verifier.statistics().mended) == (1, 1)
+        assert await read_all(chunks, version) == DATA
+
+
+async def test_who_asks_for_what_was_put_off_has_what_is_missing_fetched(
+    roomy: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It was evicted meanwhile."""
+    version = roomy.store.put("k", DATA)
+    roomy.witness.known = Checksums(SHA)
+    async with roomy.running(patience=PATIENCE, workers=Inline()) as (chunks, verifier), trio.open_nursery() as nursery:
+        assert await read_all(chunks, version) == DATA
+        await chunks.writer.settled()
+        nursery.start_soon(keep_reading, chunks, version, 100.0)
+        await trio.sleep(1.0)
+        roomy.disk.drop([version.object_id])
+        verifier.demand(version)
+        await judged(verifier)
+        assert verifier.progress(version)["outcome"] == "sha256"
         nursery.cancel_scope.cancel()
 
 
