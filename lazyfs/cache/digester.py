@@ -44,7 +44,7 @@ class Job:
 
     total: int
     whole: bool
-    urgent: bool
+    urgent: bool = False
     step: str = "asking"
     done: int = 0
     outcome: str = ""

@@ -170,7 +170,7 @@ class Verifier:
 
     def _begin(self, version: ObjectVersion, *, whole: bool) -> None:
         if version.object_id not in self._jobs:
-            job = self._jobs[version.object_id] = Job(version.size, whole, urgent=whole)
+            job = self._jobs[version.object_id] = Job(version.size, whole)
             self._nursery.start_soon(self._run, version, job)
 
     async def _run(self, version: ObjectVersion, job: Job) -> None:
