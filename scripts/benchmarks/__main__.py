@@ -19,7 +19,7 @@ from scripts.benchmarks.bare import Least
 from scripts.benchmarks.beside import Beside, WarmTouches
 from scripts.benchmarks.compared import Compared
 from scripts.benchmarks.listings import Deep, Flat
-from scripts.benchmarks.models import Load, LoadTls, WarmLoad
+from scripts.benchmarks.models import Load, LoadTls, Ranks, WarmLoad
 from scripts.benchmarks.passing import Passing
 from scripts.benchmarks.results import Line, markdown, table
 from scripts.benchmarks.rows import Row
@@ -40,6 +40,7 @@ ROWS: list[type[Row]] = [
     MappedTls,
     Load,
     LoadTls,
+    Ranks,
     WarmLoad,
     Fetched,
     Touches,

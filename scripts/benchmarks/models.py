@@ -9,7 +9,7 @@ from typing import Any
 from lazyfs.config import Config
 from scripts.benchmarks.results import Line, at_most
 from scripts.benchmarks.rows import Row, in_turns
-from scripts.benchmarks.stage import BUCKET, CONNECTIONS, MODEL, PART, SHAPED, TLS_SHAPED, Stage, WrongBytes
+from scripts.benchmarks.stage import BUCKET, CONNECTIONS, MIB, MODEL, PART, SHAPED, TLS_SHAPED, Stage, WrongBytes
 
 
 def check(stage: Stage, loaded: dict[str, int]) -> None:
@@ -84,6 +84,47 @@ class LoadTls(Load):
 
     name = "R5-TLS"
     shape = TLS_SHAPED
+
+
+class Ranks(Row):
+    """Processes that load each its part of every tensor, side by side and cold, against one that loads all."""
+
+    name = "ranks"
+    ranks = 4
+
+    def run(self, stage: Stage) -> Iterator[Line]:
+        """No bound: together they want what one wants, and each byte is to be fetched once."""
+        ours, theirs = in_turns(
+            stage.repeat, lambda turn: self._load(stage, turn, self.ranks), lambda turn: self._load(stage, turn, 1)
+        )
+        size = sum(path.stat().st_size for path in stage.model.iterdir())
+        yield Line(
+            row=self.name,
+            workload=f"{self.ranks} ranks load their parts of tensors, cold, shaped, {size >> 20} MiB / one loads all",
+            unit="s",
+            ours=[one["seconds"] for one in ours],
+            theirs=[one["seconds"] for one in theirs],
+            note="reads that waited: " + ", ".join(str(one["waits"]) for one in ours),
+        )
+        yield Line(
+            row=self.name,
+            workload="  fetched for that / bytes of the model",
+            unit="MiB",
+            ours=[one["fetched"] / MIB for one in ours],
+            theirs=[size / MIB],
+            bound=at_most(1.01),
+        )
+
+    def _load(self, stage: Stage, turn: int, ranks: int) -> dict[str, Any]:
+        stage.prepare_model()
+        with stage.fresh(SHAPED) as mount:
+            loaded = stage.work("load_parts", directory=str(mount.path / MODEL), ranks=ranks)
+            waits = mount.settle()["chunks"]["waits"]
+            fetched = stage.fetched()
+        whole = stage.work("load_parts", directory=str(stage.model), ranks=ranks) if turn == 0 else loaded
+        if loaded["sums"] != whole["sums"]:
+            raise WrongBytes("a part of a tensor has other bytes than the model's")
+        return {**loaded, "waits": waits, "fetched": fetched}
 
 
 class WarmLoad(Row):

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,27 @@ def load(directory: str) -> dict[str, Any]:
                 digest = (digest + count * int(np.add.reduce(words))) % 2**64
                 first = first or time.perf_counter() - started
     return {"seconds": time.perf_counter() - started, "first": first, "digest": digest, "tensors": count}
+
+
+def load_parts(directory: str, ranks: int) -> dict[str, Any]:
+    """As many processes load the same safetensors files, and of each tensor each its own part, as the ranks of a
+    tensor-parallel model do; the checksum of what each has."""
+    import numpy as np  # noqa: PLC0415 - as boto3
+    from safetensors import safe_open  # noqa: PLC0415
+
+    paths = sorted(Path(directory).glob("*.safetensors"))
+
+    def parts(rank: int) -> Iterator[Any]:
+        for path in paths:
+            with safe_open(path, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                    found = tensors.get_slice(name)
+                    rows = found.get_shape()[0]
+                    begin, end = (rows * place // ranks for place in (rank, rank + 1))
+                    yield np.ascontiguousarray(found[begin:end]).reshape(-1).view(np.uint8).data
+
+    seconds, sums = _together(ranks, lambda rank: lambda: _sum(parts(rank)))
+    return {"seconds": seconds, "sums": sums}
 
 
 def fetch_and_load(
@@ -277,7 +298,7 @@ def hold(paths: list[str], size: int, keep: bool, pid: int) -> dict[str, Any]:
 
 PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
     program.__name__: program
-    for program in (read, compare, download, load, fetch_and_load, touch, direct, first, slices, walk, hold)
+    for program in (read, compare, download, load, load_parts, fetch_and_load, touch, direct, first, slices, walk, hold)
 }
 
 
