@@ -36,7 +36,7 @@ TOGETHER = 32
 """Chunks hashed before anybody looks whether there was a read: some 40 ms of a processor."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """One object being looked at: which step, and how many of its `total` bytes are done in it. `whole`: what is
     missing of it is fetched. `urgent`: somebody waits. `outcome` is a digest's name or NONE, empty with the reason in
@@ -61,7 +61,9 @@ class Digester:
     def __init__(self, *, chunks: ChunkCache, disk: Disk, passing: Passing, patience: float) -> None:
         self._chunks = chunks
         self._patience = patience
+        # One object at a time; those whose turn it is or will be. One that is urgent hurries those before it.
         self._turn = trio.Lock()
+        self._waiting: list[Job] = []
         self._disk = disk
         self._passing = passing
 
@@ -115,17 +117,22 @@ class Digester:
         def told(done: int) -> None:
             job.done = done
 
+        def urgent() -> bool:
+            return any(one.urgent for one in self._waiting)
+
         quiet, until = Quiet(self._chunks.reads), trio.current_time() + self._patience
         hashing = Hashing(self._disk, version)
+        self._waiting.append(job)
         try:
             async with self._turn:
                 while (found := hashing.digests) is None:
-                    await quiet.wait(until - trio.current_time(), lambda: job.urgent)
-                    most = version.chunk_count if job.urgent else TOGETHER
+                    await quiet.wait(until - trio.current_time(), urgent)
+                    most = version.chunk_count if urgent() else TOGETHER
                     if not await self._chunks.workers.look(hashing.some, most, told, lambda: left):
                         return None
             return found
         finally:
+            self._waiting.remove(job)
             left = True
 
     async def _still(self, version: ObjectVersion, found: Checksums) -> bool:

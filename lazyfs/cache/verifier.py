@@ -156,9 +156,7 @@ class Verifier:
             self._ended.pop(version.object_id, None)
             self._begin(version, whole=True)
         job = self._jobs[version.object_id]
-        job.whole = True
-        for one in self._jobs.values():  # each waits for its turn
-            one.urgent = True
+        job.whole = job.urgent = True
         return self.progress(version)
 
     def progress(self, version: ObjectVersion) -> dict[str, Any]:

@@ -205,6 +205,26 @@ async def test_who_asks_for_what_was_put_off_has_it(roomy: Bench, autojump_clock
         nursery.cancel_scope.cancel()
 
 
+async def test_who_asks_does_not_wait_for_what_was_put_off_before(
+    roomy: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It has its turn first, and hurries."""
+    roomy.witness.known = Checksums(SHA)
+    versions = [roomy.store.put(key, DATA) for key in ("k", "l")]
+    async with roomy.running(patience=PATIENCE, workers=Inline()) as (chunks, verifier), trio.open_nursery() as nursery:
+        for version in versions:
+            assert await read_all(chunks, version) == DATA
+        await chunks.writer.settled()
+        nursery.start_soon(keep_reading, chunks, versions[0], 100.0)
+        await trio.sleep(2.0)
+        began = trio.current_time()
+        verifier.demand(versions[1])
+        while verifier.statistics().verified < 2:  # noqa: ASYNC110 - the clock jumps
+            await trio.sleep(0.01)
+        assert trio.current_time() - began <= 4 * PAUSE
+        nursery.cancel_scope.cancel()
+
+
 async def test_hashing_goes_on_from_where_it_was_when_somebody_reads_between(
     roomy: Bench, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
