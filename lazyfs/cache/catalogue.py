@@ -51,6 +51,12 @@ def known(index: Index) -> Iterator[Known]:
             return
 
 
+def knows(index: Index, object_id: bytes) -> bool:
+    """Whether there is a record of the object."""
+    with index.look() as (txn, tables):
+        return txn.get(object_id, db=tables.objects) is not None
+
+
 def holds(index: Index, object_id: bytes) -> bool:
     """Whether anything of the object takes room on disk: chunks, or parts of such."""
     with index.look() as (txn, tables):

@@ -23,7 +23,7 @@ from lazyfs.cache import readback
 from lazyfs.cache.answer import Answer
 from lazyfs.cache.batches import Verified as Verified  # noqa: PLC0414 - others know it from here
 from lazyfs.cache.batches import in_runs, size_on_disk
-from lazyfs.cache.catalogue import holds, taken, whole
+from lazyfs.cache.catalogue import holds, knows, taken, whole
 from lazyfs.cache.directory import CacheDirectory, unusable
 from lazyfs.cache.index import Index
 from lazyfs.cache.objectfile import ObjectFiles, Scratch
@@ -217,10 +217,13 @@ class Disk:
     def _keep(self, chunks: Sequence[Verified], attempts: int, refused: list[int]) -> int:
         """`refused`: sizes of chunks for which there was no room, each by itself; what is as large is not tried."""
         versions = {chunk.version.object_id: chunk.version for chunk in chunks}
+        # Looked at first. Where one that is known goes to make room, its generation is not used again: who has the old
+        # file of that name open would take the new one for damaged.
+        fresh = [version for object_id, version in versions.items() if not knows(self._index, object_id)]
         generations = {object_id: self._index.generation(version) for object_id, version in versions.items()}
         runs = in_runs(chunks, generations)
         size = sum(map(size_on_disk, chunks))
-        answer = self.room.claim([run for run, _ in runs], size, versions.values())
+        answer = self.room.claim([run for run, _ in runs], size, fresh)
         if answer is Answer.STALE and attempts > 1:
             # Making room took the very object that is written; its next file has another name.
             return self._keep(chunks, attempts - 1, refused)
