@@ -342,3 +342,21 @@ def test_whether_an_object_is_lent_is_asked_once(tmp_path: Path) -> None:
     with index.look() as (txn, tables):
         assert [OBJECT.unpack_from(value)[2] for _, value in txn.cursor(tables.objects)] == [sizes["large"]]
     index.close()
+
+
+def test_an_object_that_went_to_make_room_for_its_own_chunks_has_another_file_then(caches: CacheMaker) -> None:
+    """Of the same name, who has the old one open would take what is in it for damaged."""
+    data = pattern(8 * MIB)
+    version, disk = version_of("k", data), caches.open(max_size=4 * MIB)
+    before, changed = None, 0
+    for number in range(8):
+        keep(disk, version, data, [number])
+        kept = disk.kept(version.object_id, number)
+        if kept is None:
+            continue
+        gone = number == 0 or disk.kept(version.object_id, number - 1) is None
+        if before is not None and gone:
+            assert kept.generation != before
+            changed += 1
+        before = kept.generation
+    assert changed > 0
