@@ -166,6 +166,19 @@ async def keep_reading(chunks: ChunkCache, version: ObjectVersion, seconds: floa
         await trio.sleep(PAUSE * 0.4)
 
 
+@asynccontextmanager
+async def put_off(roomy: Bench, reading: float) -> AsyncIterator[tuple[Verifier, ObjectVersion]]:
+    """An object whose SHA-256 is known and that is here, and somebody who reads it for some seconds from now on."""
+    version = roomy.store.put("k", DATA)
+    roomy.witness.known = Checksums(SHA)
+    async with roomy.running(patience=PATIENCE, workers=Inline()) as (chunks, verifier), trio.open_nursery() as nursery:
+        assert await read_all(chunks, version) == DATA
+        await chunks.writer.settled()
+        nursery.start_soon(keep_reading, chunks, version, reading)
+        yield verifier, version
+        nursery.cancel_scope.cancel()
+
+
 async def judged(verifier: Verifier) -> float:
     """Wait for the first verdict, and say when that was."""
     while not verifier.statistics().verified:  # noqa: ASYNC110 - the clock jumps
@@ -178,31 +191,19 @@ async def test_a_sha256_is_put_off_while_somebody_reads(
     roomy: Bench, autojump_clock: trio.testing.MockClock, reading: float, least: float, most: float
 ) -> None:
     """And not for ever."""
-    version = roomy.store.put("k", DATA)
-    roomy.witness.known = Checksums(SHA)
-    async with roomy.running(patience=PATIENCE, workers=Inline()) as (chunks, verifier), trio.open_nursery() as nursery:
-        assert await read_all(chunks, version) == DATA
-        await chunks.writer.settled()
+    async with put_off(roomy, reading) as (verifier, _):
         began = trio.current_time()
-        nursery.start_soon(keep_reading, chunks, version, reading)
         assert least <= await judged(verifier) - began <= most
-        nursery.cancel_scope.cancel()
 
 
 async def test_who_asks_for_what_was_put_off_has_it(roomy: Bench, autojump_clock: trio.testing.MockClock) -> None:
     """At the next look."""
-    version = roomy.store.put("k", DATA)
-    roomy.witness.known = Checksums(SHA)
-    async with roomy.running(patience=PATIENCE, workers=Inline()) as (chunks, verifier), trio.open_nursery() as nursery:
-        assert await read_all(chunks, version) == DATA
-        await chunks.writer.settled()
-        nursery.start_soon(keep_reading, chunks, version, 100.0)
+    async with put_off(roomy, 100.0) as (verifier, version):
         await trio.sleep(2.0)
         assert verifier.progress(version)["done"] == 0
         began = trio.current_time()
         verifier.demand(version)
         assert await judged(verifier) - began <= 2 * PAUSE
-        nursery.cancel_scope.cancel()
 
 
 async def test_who_asks_does_not_wait_for_what_was_put_off_before(
@@ -280,18 +281,12 @@ async def test_who_asks_for_what_was_put_off_has_what_is_missing_fetched(
     roomy: Bench, autojump_clock: trio.testing.MockClock
 ) -> None:
     """It was evicted meanwhile."""
-    version = roomy.store.put("k", DATA)
-    roomy.witness.known = Checksums(SHA)
-    async with roomy.running(patience=PATIENCE, workers=Inline()) as (chunks, verifier), trio.open_nursery() as nursery:
-        assert await read_all(chunks, version) == DATA
-        await chunks.writer.settled()
-        nursery.start_soon(keep_reading, chunks, version, 100.0)
+    async with put_off(roomy, 100.0) as (verifier, version):
         await trio.sleep(1.0)
         roomy.disk.drop([version.object_id])
         verifier.demand(version)
         await judged(verifier)
         assert verifier.progress(version)["outcome"] == "sha256"
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_checksum_that_costs_nothing_is_not_put_off(
