@@ -152,6 +152,12 @@ class Config:
         parse_count,
         "Kernel read-ahead of the mount in KiB (needs root); 128 is the kernel's own, 2-3 times slower.",
     )
+    shard_read_ahead_kb: int = _setting(
+        "16384",
+        parse_count,
+        "Kernel read-ahead in KiB of a shard (-00002-of-00004) when the one before it is read through (needs root), and "
+        "no more than an eighth of the memory budget; 0 for that of the mount.",
+    )
     max_background: int = _setting(
         "512",
         parse_count,

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from lazyfs.cache.disk import Disk, Verified
 from lazyfs.cache.memory import Chunk, Memory
+from lazyfs.cache.spans import NEAR
 from lazyfs.cache.sums import block_sums
 from lazyfs.cache.writer import Writer
 from lazyfs.objects import CHUNK_SIZE, SEGMENT_CHUNKS, ObjectVersion, chunk_range, runs
@@ -42,7 +43,9 @@ async def _bring(
     chunks: Coming, disk: Disk, memory: Memory, writer: Writer, version: ObjectVersion, missing: Sequence[int]
 ) -> None:
     for span in runs(missing, SEGMENT_CHUNKS):
-        chunks.launch(version, span.start * CHUNK_SIZE, span.stop * CHUNK_SIZE, 0, BRINGING)
+        # All of it is waited for together, so over all connections that are idle, and nothing of it in small GETs.
+        start = span.start * CHUNK_SIZE
+        chunks.launch(version, start, span.stop * CHUNK_SIZE, start - NEAR, BRINGING)
     for number in missing:
         chunk = await chunks.obtain(version, number, urgent=False)
         # Nobody reads it here, so it makes room for the next: else memory fills and nothing moves.

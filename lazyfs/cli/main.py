@@ -257,7 +257,8 @@ def status(mountpoint: str | None, as_json: bool) -> None:
                 )
                 click.echo(
                     f"  kernel: read_ahead_kb {kernel['read_ahead_kb']}, max_background {kernel['max_background']}, "
-                    f"congestion_threshold {kernel['congestion_threshold']}"
+                    f"congestion_threshold {kernel['congestion_threshold']}, "
+                    f"shard_read_ahead_kb {kernel.get('shard_read_ahead_kb', 0)}"
                 )
                 if passed := report.get("passthrough"):
                     able = f"cannot: {passed['unable']}" if passed["unable"] else f"{passed['files']} files now"

@@ -195,8 +195,10 @@ class OpenFile:
         for shard in self._next_shards():
             start, stop = max(0, self._beyond - begin), min(shard.size, beyond - begin)
             if start < stop:
-                # Behind what this run has queued.
-                reached = self._cache.start(shard.version, start, stop, demand=0, lane=self._streams.latest)
+                shard.foreseen = True
+                # Behind what this run has queued, and as far from who reads as it is.
+                read = self._streams.latest.high - self.file.version.size - begin
+                reached = self._cache.start(shard.version, start, stop, demand=read, lane=self._streams.latest)
                 self._beyond = begin + max(start, min(reached, stop))
                 if reached < stop:
                     return
@@ -240,6 +242,7 @@ class OpenFile:
             if left <= 0:
                 break
             self._cache.drop(shard.version, 0, min(left, shard.size))
+            shard.foreseen = False
             left -= shard.size
 
 
@@ -332,6 +335,7 @@ class OpenFiles:
         found.handles -= 1
         if found.handles == 0:
             found.file.served += found.state().read_bytes
+            found.file.foreseen = False
             self._closed.append(found.state())
             self._ended(self._closed[-1])
             found.close()

@@ -65,6 +65,37 @@ class KernelParameters:
     read_ahead_kb: int
     max_background: int
     congestion_threshold: int
+    shard_read_ahead_kb: int = 0
+
+
+class FileReadAhead:
+    """How much the kernel reads ahead in files that are opened from now on: what the mount has, and at least `shard_kb`
+    KiB in those that somebody is taken to read through.
+
+    A file keeps what its mount had when it was opened, for the kernel looks after the filesystem's own open was answered
+    (fs/open.c, do_dentry_open). So more of it costs nothing where files are touched here and there: around a touch of a
+    mapped file as much is read as ahead of who goes on. Another open that is answered at the same moment may have its
+    value instead; either is good for reading.
+    """
+
+    def __init__(self, device: str, shard_kb: int, root: Path = Path("/")) -> None:
+        """`device` is the mount's major:minor; `root` is where /sys is."""
+        self._place = root / "sys/class/bdi" / device / "read_ahead_kb"
+        self.shard_kb = shard_kb if os.access(self._place, os.W_OK) else 0
+        """0 where rights do not allow to set it."""
+        self._usual = ""
+        self._raised = False
+
+    def opening(self, *, through: bool) -> None:
+        """An open is about to be answered, of a file that will be read `through` or not. Does nothing where rights do
+        not allow, and leaves what somebody has set meanwhile."""
+        if through == self._raised or not self.shard_kb:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            if through:
+                self._usual = self._place.read_text().strip()
+            self._place.write_text(str(max(int(self._usual), self.shard_kb)) if through else self._usual)
+            self._raised = through
 
 
 def tune(
@@ -73,9 +104,10 @@ def tune(
     """Set the parameters of the mount with this major:minor where rights allow, and say what was reached.
 
     pyfuse3 cannot set them when it mounts. 32 mapped readers at 50 ms: 15 MB/s with the kernel's own values, 134 with
-    max_background 128, 519 with 1 MiB of read-ahead on top. More read-ahead does nothing: requests stay at 256 pages,
-    whatever fs.fuse.max_pages_limit says, because libfuse 3.14 asks for no more. A larger max_background makes nothing
-    faster, but what waits for an endpoint that is down counts, and at 128 stopped the reads of everything else.
+    max_background 128, 519 with 1 MiB of read-ahead on top. More read-ahead makes no request larger: they stay at 256
+    pages, whatever fs.fuse.max_pages_limit says, because libfuse 3.14 asks for no more; see `FileReadAhead`. A larger
+    max_background makes nothing faster, but what waits for an endpoint that is down counts, and at 128 stopped the reads
+    of everything else.
     """
     threshold = max(1, max_background * 3 // 4) if congestion_threshold is None else congestion_threshold
     with _fusectl() as connections:

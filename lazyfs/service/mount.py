@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import trio
@@ -34,7 +34,7 @@ from lazyfs.filesystem.options import mount_options
 from lazyfs.filesystem.passthrough import Passthrough
 from lazyfs.filesystem.session import Session
 from lazyfs.filesystem.tree import Tree
-from lazyfs.objects import GIB, ObjectVersion
+from lazyfs.objects import GIB, KIB, ObjectVersion
 from lazyfs.reading.streams import Budget
 from lazyfs.service import activity, handed, levels, machine, mounts
 from lazyfs.service.archives import library_of
@@ -76,6 +76,7 @@ class RunningMount:
         self.predecessor: Predecessor | None = None
         """Who hands the mount over, once it is served."""
         self._kernel = machine.KernelParameters(0, 0, 0)
+        self._read_ahead: machine.FileReadAhead | None = None
         budget = config.memory_budget or machine.default_memory_budget()
         self.traffic = Traffic()
         self.budget = budget
@@ -240,6 +241,9 @@ class RunningMount:
                 max_background=self._config.max_background,
                 congestion_threshold=self._config.congestion_threshold,
             )
+            shard_kb = min(self._config.shard_read_ahead_kb, self.budget // 8 // KIB)
+            self._read_ahead = machine.FileReadAhead(mount.device, shard_kb)
+            self._kernel = replace(self._kernel, shard_read_ahead_kb=self._read_ahead.shard_kb)
 
     async def end(self) -> None:
         """Write what is queued and close the index."""
@@ -318,6 +322,8 @@ class RunningMount:
         return found
 
     def _opened(self, file: File) -> None:
+        if self._read_ahead is not None:
+            self._read_ahead.opening(through=file.foreseen)
         self.digests.note(file)
         self.loads.opened(file)
         self.verifier.opened(file.version)
