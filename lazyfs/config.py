@@ -155,8 +155,8 @@ class Config:
     shard_read_ahead_kb: int = _setting(
         "16384",
         parse_count,
-        "Kernel read-ahead in KiB of a shard (-00002-of-00004) when the one before it is read through (needs root), and "
-        "no more than an eighth of the memory budget; 0 for that of the mount.",
+        "Kernel read-ahead in KiB of a shard (-00002-of-00004) when the one before it is read through (needs root); "
+        "an eighth of the memory budget at most; 0 for --read-ahead-kb.",
     )
     max_background: int = _setting(
         "512",

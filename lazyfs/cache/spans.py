@@ -24,9 +24,10 @@ def spans_to_get(absent: Sequence[int], demand: int, *, idle: int, most: int) ->
     Near the reader GETs are small, so that the first bytes come over many connections at once; further ahead they are
     as large as may be, for each costs the same CPU and the same wait for its first byte, but where a window grows by
     much at once, and not far from the reader, it is spread over all connections: its bytes are wanted sooner than one
-    brings 8 MiB. Both only as far as connections are idle: 32 readers had 0.3 GB/s with small GETs, for 32 times 1 MiB in 62 ms is no more. Where none
-    is, what a reader waits for is one GET, and what is behind it as few as may be: each is a round trip in which its
-    connection brings nothing. What he does not wait for is none of his GET's, which goes before everybody's read-ahead.
+    brings 8 MiB. Both only as far as connections are idle: 32 readers had 0.3 GB/s with small GETs, for 32 times 1 MiB
+    in 62 ms is no more. Where none is, what a reader waits for is one GET, and what is behind it as few as may be: each
+    is a round trip in which its connection brings nothing. What he does not wait for is none of his GET's, which goes
+    before everybody's read-ahead.
     """
     idle = max(0, idle)
     urgent = sum(number * CHUNK_SIZE < demand for number in absent)

@@ -45,8 +45,8 @@ class OpenFile:
     """An inode with at least one open handle; reads the bytes of exactly the version that the inode stands for."""
 
     __slots__ = (
-        "_alone", "_began", "_beyond", "_cache", "_count", "_follows", "_last", "_late", "_opened", "_read_bytes",
-        "_streams", "_unseen", "file", "handles",
+        "_alone", "_began", "_beyond", "_cache", "_count", "_follows", "_foreseen", "_last", "_late", "_opened",
+        "_read_bytes", "_streams", "_unseen", "file", "handles",
     )  # fmt: skip
 
     def __init__(
@@ -57,9 +57,10 @@ class OpenFile:
         count: Iterator[int],
         began: Callable[[File], None],
         opened: Container[int],
+        foreseen: set[int],
     ) -> None:
         """`count` goes on with every read of the mount; `began` is told of the first one here, when it is answered;
-        `opened` are the inodes that are open."""
+        `opened` are the inodes that are open, `foreseen` those of which some was set on its way."""
         self.file = file
         self._began = began
         self.handles = 0
@@ -70,6 +71,7 @@ class OpenFile:
         self._cache = cache
         self._streams = Streams(file.version.size, budget)
         self._opened = opened
+        self._foreseen = foreseen
         # Where reads that wait begin, of which nothing beside their bytes is wanted.
         self._alone: Counter[int] = Counter()
         # A read that was answered before anything was decided: where it begins and ends, and its bytes.
@@ -195,7 +197,7 @@ class OpenFile:
         for shard in self._next_shards():
             start, stop = max(0, self._beyond - begin), min(shard.size, beyond - begin)
             if start < stop:
-                shard.foreseen = True
+                self._foreseen.add(shard.inode)
                 # Behind what this run has queued, and as far from who reads as it is.
                 read = self._streams.latest.high - self.file.version.size - begin
                 reached = self._cache.start(shard.version, start, stop, demand=read, lane=self._streams.latest)
@@ -242,7 +244,7 @@ class OpenFile:
             if left <= 0:
                 break
             self._cache.drop(shard.version, 0, min(left, shard.size))
-            shard.foreseen = False
+            self._foreseen.discard(shard.inode)
             left -= shard.size
 
 
@@ -263,6 +265,7 @@ class OpenFiles:
         self._cache = cache
         self._budget = budget
         self._files: dict[int, OpenFile] = {}
+        self._foreseen: set[int] = set()
         self._closed: deque[FileState] = deque(maxlen=MOST_CLOSED)
         self._count = self._counted()
 
@@ -303,10 +306,15 @@ class OpenFiles:
         found = self._files.get(file.inode)
         if found is None:
             found = self._files[file.inode] = OpenFile(
-                file, self._cache, self._budget, self._count, self._began, self._files
+                file, self._cache, self._budget, self._count, self._began, self._files, self._foreseen
             )
         found.handles += 1
         return file.inode
+
+    def foreseen(self, file: File) -> bool:
+        """Whether who reads the shard before this file through is taken to go on with it: some of it was set on its way
+        for him, and it was not open and closed again since."""
+        return file.inode in self._foreseen
 
     async def prove(self, file: File) -> None:
         """`ArchivedObject` for a file of an archive class whose beginning cannot be had: restored ones can, and a
@@ -335,7 +343,7 @@ class OpenFiles:
         found.handles -= 1
         if found.handles == 0:
             found.file.served += found.state().read_bytes
-            found.file.foreseen = False
+            self._foreseen.discard(handle)
             self._closed.append(found.state())
             self._ended(self._closed[-1])
             found.close()

@@ -45,7 +45,7 @@ def side_by_side(branches: Mapping[str, Branch]) -> Branch:
 class File:
     """A file: one object version, under one name. Two are the same if their inodes are."""
 
-    __slots__ = ("_at", "_entries", "_version", "foreseen", "inode", "lookups", "parent", "partly", "served", "spoiled")
+    __slots__ = ("_at", "_entries", "_version", "inode", "lookups", "parent", "partly", "served", "spoiled")
 
     def __init__(self, inode: int, parent: "Directory", entries: Entries, at: int) -> None:
         self.inode = inode
@@ -57,8 +57,6 @@ class File:
         """Bytes that were read of it and are closed: the kernel has pages of them, until it needs the memory."""
         self.partly = False
         """Somebody read a tensor of it in part."""
-        self.foreseen = False
-        """Who reads the shard before this one through is taken to go on with it: some of it was set on its way."""
         self._entries = entries
         self._at = at
         self._version: ObjectVersion | None = None

@@ -72,10 +72,11 @@ class FileReadAhead:
     """How much the kernel reads ahead in files that are opened from now on: what the mount has, and at least `shard_kb`
     KiB in those that somebody is taken to read through.
 
-    A file keeps what its mount had when it was opened, for the kernel looks after the filesystem's own open was answered
-    (fs/open.c, do_dentry_open). So more of it costs nothing where files are touched here and there: around a touch of a
-    mapped file as much is read as ahead of who goes on. Another open that is answered at the same moment may have its
-    value instead; either is good for reading.
+    A file keeps what its mount had when it was opened, for the kernel looks after the filesystem's own open was
+    answered (fs/open.c, do_dentry_open). So more of it costs nothing where files are touched here and there: around a
+    touch of a mapped file as much is read as ahead of who goes on. Another open that is answered at the same moment may
+    have its value instead; either is good for reading. Shards of 500 MiB took 0.37 s with 16 MiB, and 0.54 with 1: the
+    kernel then asks for more than one MiB at a time, and in order, however a tensor is copied.
     """
 
     def __init__(self, device: str, shard_kb: int, root: Path = Path("/")) -> None:
@@ -106,8 +107,8 @@ def tune(
     pyfuse3 cannot set them when it mounts. 32 mapped readers at 50 ms: 15 MB/s with the kernel's own values, 134 with
     max_background 128, 519 with 1 MiB of read-ahead on top. More read-ahead makes no request larger: they stay at 256
     pages, whatever fs.fuse.max_pages_limit says, because libfuse 3.14 asks for no more; see `FileReadAhead`. A larger
-    max_background makes nothing faster, but what waits for an endpoint that is down counts, and at 128 stopped the reads
-    of everything else.
+    max_background makes nothing faster, but what waits for an endpoint that is down counts, and at 128 stopped the
+    reads of everything else.
     """
     threshold = max(1, max_background * 3 // 4) if congestion_threshold is None else congestion_threshold
     with _fusectl() as connections:

@@ -200,9 +200,7 @@ class RunningMount:
 
     def packed(self) -> dict[str, Any]:
         """What the kernel counts on (`filesystem.moving`)."""
-        state = moving.packed(
-            self.tree, self.files, self.operations.calls, self.passthrough, said_in=NAMES_OF_DIGESTS
-        )
+        state = moving.packed(self.tree, self.files, self.operations.calls, self.passthrough, said_in=NAMES_OF_DIGESTS)
         return {**state, "started_ns": self.operations.started_ns}
 
     async def take_over(self, successor: Successor) -> Session:
@@ -323,7 +321,7 @@ class RunningMount:
 
     def _opened(self, file: File) -> None:
         if self._read_ahead is not None:
-            self._read_ahead.opening(through=file.foreseen)
+            self._read_ahead.opening(through=self.files.foreseen(file))
         self.digests.note(file)
         self.loads.opened(file)
         self.verifier.opened(file.version)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts.contents import MIB, pages
+from tests.mounts.contents import MIB, PAGE, pages
 from tests.mounts.mounting import Mount, Mounter, mountinfo
 from tests.mounts.reader import Reader
 from tests.mounts.test_warming import lazyfs
@@ -15,6 +15,7 @@ from tests.servers.faults import Fault
 from tests.servers.records import Request
 
 NAMES = ("read_ahead_kb", "max_background", "congestion_threshold")
+SHARD = "shard_read_ahead_kb"
 
 
 def used_by_the_kernel(mount: Mount) -> dict[str, int]:
@@ -29,9 +30,10 @@ def used_by_the_kernel(mount: Mount) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ((), (1024, 512, 384)),
-        (("--max-background=100",), (1024, 100, 75)),
-        (("--read-ahead-kb=256", "--max-background=200", "--congestion-threshold=20"), (256, 200, 20)),
+        ((), (1024, 512, 384, 16384)),
+        (("--max-background=100", "--memory-budget=64MiB"), (1024, 100, 75, 8192)),
+        (("--shard-read-ahead-kb=4096",), (1024, 512, 384, 4096)),
+        (("--read-ahead-kb=256", "--max-background=200", "--congestion-threshold=20"), (256, 200, 20, 16384)),
     ],
 )
 def test_parameters_are_set_and_shown(
@@ -40,13 +42,40 @@ def test_parameters_are_set_and_shown(
     """In /sys, in the counters, and in what `lazyfs status` says."""
     s3.put("models", "k", b"x")
     mount = mounter.mount(s3, "s3://models", *options)
-    expected = dict(zip(NAMES, wanted, strict=True))
+    expected = dict(zip((*NAMES, SHARD), wanted, strict=True))
     found = used_by_the_kernel(mount)
     assert found["read_ahead_kb"] == wanted[0]
     assert found.items() <= expected.items()
     assert mount.stats()["kernel"] == expected
     line = ", ".join(f"{name} {value}" for name, value in expected.items())
     assert f"  kernel: {line}\n" in lazyfs(mounter, "status", mount.path)
+
+
+@pytest.mark.root
+def test_a_shard_that_follows_has_more_read_ahead(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:
+    """It is opened with that of shards, any other file with the mount's; who touches a mapped one has so much read
+    around the touch."""
+    names = [f"m-0000{number}-of-00002.bin" for number in (1, 2)]
+    data = [pages(number, 32 * MIB) for number in (1, 2)]
+    for name, one in zip(names, data, strict=True):
+        s3.put("models", name, one)
+    s3.put("models", "other", data[0])
+    mount = mounter.mount(s3, "s3://models", "--memory-budget=256MiB")
+    assert used_by_the_kernel(mount)["read_ahead_kb"] == 1024
+    place = [16 * MIB]
+
+    def touch(name: str) -> int:
+        before = int(mount.stats()["reads"]["bytes"])
+        assert reader.call("mapped_pages", str(mount.path / name), place) == [data[name == names[1]][place[0] :][:PAGE]]
+        mount.settle()
+        return int(mount.stats()["reads"]["bytes"]) - before
+
+    with open(mount.path / names[0], "rb") as first:
+        assert first.read(24 * MIB) == data[0][: 24 * MIB]
+        assert touch(names[1]) == 16 * MIB
+        assert used_by_the_kernel(mount)["read_ahead_kb"] == 16384
+        assert touch("other") == MIB
+        assert used_by_the_kernel(mount)["read_ahead_kb"] == 1024
 
 
 def test_a_get_that_is_behind_is_restarted(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:

@@ -43,20 +43,25 @@ def test_the_next_name(name: str, following: str | None) -> None:
 
 @asynccontextmanager
 async def opened(
-    store: MemoryStore, caches: CacheMaker, *names: str, size: int = SIZE, beginning: bytes = b""
+    store: MemoryStore,
+    caches: CacheMaker,
+    *names: str,
+    size: int = SIZE,
+    beginning: bytes = b"",
+    budget: int = 64 * MIB,
 ) -> AsyncIterator[tuple[OpenFiles, dict[str, File]]]:
     """The open files of a mount over a store that holds these, and the files by name."""
     for index, name in enumerate(names):
         store.put(name, beginning + (pattern(MIB, index) * (size // MIB))[len(beginning) :])
     async with trio.open_nursery() as nursery:
-        memory = Memory(128 * MIB)
+        memory = Memory(max(128 * MIB, budget * 3 // 2))
         cache = ChunkCache(store=store, disk=caches.open(), memory=memory, nursery=nursery, span_size=8 * MIB)
         branch = Branch(
             place=PLACE, prefix="", list_prefix=lambda prefix, _: store.list(prefix), age=lambda _: 0.0, ttl=60.0
         )
         tree = Tree(branch)
         found = {node.name: node for node in await tree.entries(tree.root.inode) if isinstance(node, File)}
-        yield OpenFiles(cache, Budget(64 * MIB)), found
+        yield OpenFiles(cache, Budget(budget)), found
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
 
@@ -119,9 +124,7 @@ async def test_a_shard_that_is_read_by_somebody_is_left_to_him(caches: CacheMake
         assert [fetched(store, name) for name in names] == [SIZE, MIB, 0]
 
 
-async def test_who_stops_early_has_nothing_sent_that_waits(
-    caches: CacheMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_stops_early_has_nothing_sent_that_waits(caches: CacheMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is queued of other shards when a shard is closed before its end is not asked for."""
     store = MemoryStore()
     names = [f"m-0000{number}-of-00002.bin" for number in (1, 2)]
@@ -141,6 +144,47 @@ async def test_who_stops_early_has_nothing_sent_that_waits(
         handle = await read_upto(files, found[names[0]], SIZE)
         files.release(handle)
         assert [one for one in dropped if one[0] == names[1]] == []
+
+
+async def test_a_shard_is_foreseen_while_the_one_before_it_is_read(caches: CacheMaker) -> None:
+    """From when some of it is set on its way until who read it has closed it; and not if the one before was left."""
+    store = MemoryStore()
+    names = [f"m-0000{number}-of-00003.bin" for number in (1, 2, 3)]
+    async with opened(store, caches, *names, size=SIZE) as (files, found):
+
+        def foreseen() -> list[bool]:
+            return [files.foreseen(found[name]) for name in names]
+
+        handle = await read_upto(files, found[names[0]], SIZE // 8)
+        assert foreseen() == [False, False, False]
+        await read_upto(files, found[names[0]], SIZE // 2, SIZE // 8)
+        assert foreseen() == [False, True, True]
+        for _ in range(2):
+            files.release(handle)
+        assert foreseen() == [False, False, False]
+        handle = await read_upto(files, found[names[0]], SIZE)
+        files.release(handle)
+        assert foreseen() == [False, True, True]
+        handle = await read_upto(files, found[names[1]], MIB)
+        assert foreseen() == [False, True, True]
+        files.release(handle)
+        assert foreseen() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("size", "budget", "expected"),
+    [(24 * MIB, 64 * MIB, [MIB] * 24), (192 * MIB, 256 * MIB, [8 * MIB] * 14)],
+)
+async def test_a_shard_far_from_who_reads_comes_in_large_gets(
+    caches: CacheMaker, size: int, budget: int, expected: list[int]
+) -> None:
+    """Near him, over all connections. A quarter of the first one is read."""
+    store = MemoryStore()
+    names = [f"m-0000{number}-of-00002.bin" for number in (1, 2)]
+    async with opened(store, caches, *names, size=size, budget=budget) as (files, found):
+        await read_upto(files, found[names[0]], size // 4)
+        gets = [call.stop - call.start for call in store.calls if call.kind == "get" and call.key == names[1]]
+        assert gets == expected
 
 
 async def test_what_is_no_shard_begins_nothing(caches: CacheMaker) -> None:
