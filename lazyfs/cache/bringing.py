@@ -49,7 +49,7 @@ async def _bring(
     for number in missing:
         chunk = await chunks.obtain(version, number, urgent=False)
         # Nobody reads it here, so it makes room for the next: else memory fills and nothing moves.
-        memory.use((version.object_id, number), chunk, to_end=True)
+        memory.use((version.object_id, number), chunk, taken=len(chunk.view), to_end=True)
     await writer.settled()
     for number in missing:
         # Here all the time, and given up by the writer when it had too much to do.

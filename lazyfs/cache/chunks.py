@@ -224,10 +224,10 @@ class ChunkCache:
         """Bytes that lie in one chunk, or in two adjacent ones."""
         first, last = start // CHUNK_SIZE, (stop - 1) // CHUNK_SIZE
         begin = start - first * CHUNK_SIZE
-        self._use(version, first, chunk, stop)
+        self._use(version, first, chunk, start, stop)
         if first == last:
             return (chunk.view[begin : stop - first * CHUNK_SIZE],)
-        self._use(version, last, second, stop)
+        self._use(version, last, second, start, stop)
         return chunk.view[begin:], second.view[: stop - last * CHUNK_SIZE]
 
     def held(self, version: ObjectVersion, number: int) -> memoryview | None:
@@ -260,7 +260,7 @@ class ChunkCache:
                 return (found,)
             chunk = found
         chunk = chunk or await self.obtain(version, first)
-        self._use(version, first, chunk, stop)
+        self._use(version, first, chunk, start, stop)
         return (chunk.view[begin:end],)
 
     async def _read_across(self, version: ObjectVersion, start: int, stop: int) -> Pieces:
@@ -284,15 +284,16 @@ class ChunkCache:
         for number in chunk_range(start, stop):
             base = number * CHUNK_SIZE
             chunk = self._memory.get((version.object_id, number)) or await self.obtain(version, number)
-            self._use(version, number, chunk, stop)
+            self._use(version, number, chunk, start, stop)
             low, high = max(start - base, 0), min(stop - base, CHUNK_SIZE)
             whole[base + low - start : base + high - start] = chunk.view[low:high]
         return whole
 
-    def _use(self, version: ObjectVersion, number: int, chunk: Chunk, stop: int) -> None:
+    def _use(self, version: ObjectVersion, number: int, chunk: Chunk, start: int, stop: int) -> None:
         self._memory_hits += 1
-        to_end = stop >= number * CHUNK_SIZE + len(chunk.view)
-        self._memory.use((version.object_id, number), chunk, to_end=to_end)
+        base, length = number * CHUNK_SIZE, len(chunk.view)
+        taken = min(stop - base, length) - max(start - base, 0)
+        self._memory.use((version.object_id, number), chunk, taken=taken, to_end=stop >= base + length)
 
     async def obtain(self, version: ObjectVersion, number: int, *, urgent: bool = True) -> Chunk:
         """The chunk, waiting for it. Good until the next await."""
@@ -305,7 +306,7 @@ class ChunkCache:
     async def copy(self, version: ObjectVersion, number: int) -> bytes:
         """The bytes of a chunk, behind everything that readers wait for, and though it be barred to them."""
         chunk = await self.obtain(version, number, urgent=False)
-        self._memory.use((version.object_id, number), chunk, to_end=True)
+        self._memory.use((version.object_id, number), chunk, taken=len(chunk.view), to_end=True)
         return bytes(chunk.view)
 
     async def found_wrong(self, version: ObjectVersion, number: int, kept: Kept) -> None:

@@ -274,7 +274,7 @@ class Flights:
             if not flight.part:
                 self._shares.give(flight.lent_to)
             if number in flight.ended:
-                self._memory.use(key, chunk, to_end=True)
+                self._memory.use(key, chunk, taken=len(chunk.view), to_end=True)
             flight.landed += 1
             if fresh:
                 block = 0 if place else flight.block
@@ -319,7 +319,7 @@ class Flights:
         if flight.landed == len(flight.slots):
             flight.came = b"".join(chunk.view for _, chunk in flight.pieces)
         for number, (key, chunk) in enumerate(flight.pieces, flight.first):
-            self._memory.use(key, chunk, to_end=True)
+            self._memory.use(key, chunk, taken=len(chunk.view), to_end=True)
             self._shares.give(flight.lent_to)  # not before: it was pinned
             self._memory.unpin(chunk)
             if key[1] != number and self._by_chunk.pop((key[0], number), None) is not None:

@@ -28,6 +28,11 @@ MOST_READ_CHUNKS = 16
 """Chunks kept after they were read to their end: the kernel's page cache has them, and a slot used again is warm
 memory, where a new one costs a page fault for each page."""
 
+MOST_PARTLY_READ = 64
+"""Chunks kept of which the end was read and not the beginning: who copies a tensor out of a mapping touches its end
+first. Their beginning would be read from the disk again, behind what is being written: over TLS one in two first
+tensors of 48 MiB came 60 to 200 ms later."""
+
 POPULATED = 256 * MIB
 """Bytes that `populate` makes ready at most: without any, a plain cold read had 0.94 GB/s, with this 1.18. Window and
 write queue of one reach 480 MiB now and then; with 512 its rate was steadier, and the first tensor of a model that is
@@ -62,12 +67,14 @@ class MemoryStatistics:
 class Chunk:
     """One chunk in memory. `view` is exactly its bytes, and stays good while it is pinned, or until the next await."""
 
-    __slots__ = ("pins", "slot", "used", "view")
+    __slots__ = ("pins", "slot", "taken", "used", "view")
 
     def __init__(self, slot: int, view: memoryview) -> None:
         self.slot = slot
         self.view = view
         self.pins = 0
+        self.taken = 0
+        """Bytes that were given to readers, each time anew."""
         self.used = False
 
 
@@ -86,12 +93,15 @@ class Memory:
         # The one given back last is taken first: its memory is warm.
         self._free = list(range(self.slots - 1, -1, -1))
         self._keep_read = min(MOST_READ_CHUNKS, self.slots // 4)
+        self._keep_partly = min(MOST_PARTLY_READ, self.slots // 4)
         self._lent = 0
         self._pinned = 0
         self._evictions = 0
         # Chunks nobody has read yet are worth more than read ones: the kernel's page cache has those too.
         self._unread: OrderedDict[Key, Chunk] = OrderedDict()
+        self._partly: OrderedDict[Key, Chunk] = OrderedDict()
         self._read: OrderedDict[Key, Chunk] = OrderedDict()
+        self._all = (self._unread, self._partly, self._read)
 
     def populate(self) -> int:
         """Have the kernel give the slots that are used first their memory now; how many bytes. Blocks, changes
@@ -111,39 +121,43 @@ class Memory:
 
     def statistics(self) -> MemoryStatistics:
         """A frozen copy of the numbers."""
-        chunks = len(self._unread) + len(self._read)
+        chunks = sum(map(len, self._all))
         return MemoryStatistics(self.slots, len(self._free), self._lent, chunks, self._pinned, self._evictions)
 
     def get(self, key: Key) -> Chunk | None:
         """The chunk, if it is here. Does not count as a use."""
-        return self._unread.get(key) or self._read.get(key)
+        return self._unread.get(key) or self._partly.get(key) or self._read.get(key)
 
     def numbers(self, object_id: bytes) -> list[int]:
         """The chunks of an object that are here, in no order. Looks at all that is here."""
-        here = (key for chunks in (self._unread, self._read) for key in chunks)
+        here = (key for chunks in self._all for key in chunks)
         return [number for one, number in here if one == object_id and number >= 0]
 
-    def use(self, key: Key, chunk: Chunk, *, to_end: bool) -> None:
-        """A reader took bytes of it, up to its last one when `to_end`: from then on it goes before unread ones."""
-        if chunk.used:
-            self._read.move_to_end(key)
-        elif to_end:
-            chunk.used = True
-            del self._unread[key]
-            self._read[key] = chunk
+    def use(self, key: Key, chunk: Chunk, *, taken: int, to_end: bool) -> None:
+        """A reader took bytes of it, so many, up to its last one when `to_end`: from then on it goes before unread
+        ones, and first when no byte of it is left to be read."""
+        chunk.taken += taken
+        before = self._unread if not chunk.used else self._partly if key in self._partly else self._read
+        chunk.used |= to_end
+        now = self._unread if not chunk.used else self._read if chunk.taken >= len(chunk.view) else self._partly
+        if now is before:
+            now.move_to_end(key)
         else:
-            self._unread.move_to_end(key)
+            now[key] = before.pop(key)
 
     def lend(self, count: int, *, urgent: bool) -> list[int] | None:
         """`count` slots to fill, or None. Only an urgent loan may push out chunks that nobody has read yet, and none
         pushes them out for nothing."""
         while len(self._read) > self._keep_read and self._evict(self._read):
             pass
-        # What cannot be had must cost nothing. A pinned chunk is in one of the two, so for urgent loans this is exact.
-        if len(self._free) + len(self._read) + (len(self._unread) - self._pinned if urgent else 0) < count:
+        while len(self._partly) > self._keep_partly and self._evict(self._partly):
+            pass
+        # What cannot be had must cost nothing. A pinned chunk is in one of the three: for urgent loans this is exact.
+        read = len(self._read) + len(self._partly)
+        if len(self._free) + read + (len(self._unread) - self._pinned if urgent else 0) < count:
             return None
         while len(self._free) < count:
-            if not self._evict(self._read) and not (urgent and self._evict(self._unread)):
+            if not (self._evict(self._read) or self._evict(self._partly) or (urgent and self._evict(self._unread))):
                 return None
         self._lent += count
         return [self._free.pop() for _ in range(count)]
@@ -179,14 +193,14 @@ class Memory:
     def forget_objects(self, object_ids: Container[bytes]) -> bool:
         """Drop all that is here of these objects and not pinned; whether something of them is left. Looks at all that
         is here."""
-        keys = [key for chunks in (self._unread, self._read) for key in chunks if key[0] in object_ids]
+        keys = [key for chunks in self._all for key in chunks if key[0] in object_ids]
         for key in keys:
             self.forget(key)
         return any(self.get(key) for key in keys)
 
     def forget(self, key: Key) -> None:
         """Drop the chunk if it is here and not pinned."""
-        for chunks in (self._unread, self._read):
+        for chunks in self._all:
             chunk = chunks.get(key)
             if chunk is not None and chunk.pins == 0:
                 del chunks[key]

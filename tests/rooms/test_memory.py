@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from lazyfs.cache.memory import Chunk, Key, Memory
+from lazyfs.cache.memory import MOST_PARTLY_READ, Chunk, Key, Memory
 from lazyfs.objects import CHUNK_SIZE, MIB
 
 OBJECT = b"o" * 16
@@ -40,7 +40,7 @@ def test_read_ahead_pushes_out_only_what_was_read() -> None:
     memory = Memory(4 * MIB)
     chunks = fill(memory, range(4))
     assert memory.lend(1, urgent=False) is None
-    memory.use((OBJECT, 3), chunks[3], to_end=True)
+    memory.use((OBJECT, 3), chunks[3], taken=CHUNK_SIZE, to_end=True)
     assert memory.lend(1, urgent=False) is not None
     assert here(memory, range(4)) == [0, 1, 2]
 
@@ -49,8 +49,41 @@ def test_a_chunk_read_in_part_is_not_yet_read() -> None:
     """Only its last byte makes a chunk dispensable; before, the rest of it is still wanted."""
     memory = Memory(2 * MIB)
     chunks = fill(memory, range(2))
-    memory.use((OBJECT, 0), chunks[0], to_end=False)
+    memory.use((OBJECT, 0), chunks[0], taken=CHUNK_SIZE - 1, to_end=False)
     assert memory.lend(1, urgent=False) is None
+
+
+def test_a_chunk_whose_beginning_was_not_read_goes_after_those_that_were() -> None:
+    """Who touched the end of a tensor comes to its beginning later. Once all is read it goes like any other, and before
+    what nobody has read in any case."""
+    memory = Memory(128 * MIB)
+    chunks = fill(memory, range(128))
+    memory.use((OBJECT, 0), chunks[0], taken=CHUNK_SIZE // 2, to_end=True)
+    for number in range(1, 30):
+        memory.use((OBJECT, number), chunks[number], taken=CHUNK_SIZE, to_end=True)
+    slots = memory.lend(29, urgent=False)
+    assert slots is not None
+    assert here(memory, range(128)) == [0, *range(30, 128)]
+    for number, slot in zip(range(1, 30), slots, strict=True):
+        chunks[number] = memory.keep((OBJECT, number), slot, CHUNK_SIZE)
+    memory.use((OBJECT, 1), chunks[1], taken=CHUNK_SIZE, to_end=True)
+    memory.use((OBJECT, 0), chunks[0], taken=CHUNK_SIZE // 2, to_end=False)
+    assert memory.lend(1, urgent=False) is not None
+    assert here(memory, range(2)) == [0]
+    assert memory.lend(1, urgent=False) is not None
+    assert here(memory, range(2)) == []
+    memory.use((OBJECT, 2), chunks[2], taken=1, to_end=True)
+    assert memory.lend(2, urgent=False) is None
+    assert memory.lend(1, urgent=False) is not None
+    assert here(memory, range(4)) == [3]
+
+
+def test_few_chunks_are_kept_for_their_beginnings() -> None:
+    """A walk that takes the second half of every chunk has the same memory again and again."""
+    memory = Memory(256 * MIB)
+    for number in range(200):
+        memory.use((OBJECT, number), fill(memory, range(number, number + 1))[0], taken=1, to_end=True)
+    assert memory.statistics().chunks == MOST_PARTLY_READ + 1
 
 
 def test_a_pinned_chunk_stays() -> None:
@@ -76,7 +109,7 @@ def test_a_loan_that_cannot_be_had_pushes_nothing_out() -> None:
     memory.pin(chunks[2])
     assert memory.lend(3, urgent=True) is None
     assert here(memory, range(4)) == [0, 1, 2, 3]
-    memory.use((OBJECT, 1), chunks[1], to_end=True)
+    memory.use((OBJECT, 1), chunks[1], taken=CHUNK_SIZE, to_end=True)
     assert memory.lend(2, urgent=False) is None
     assert here(memory, range(4)) == [0, 1, 2, 3]
     assert memory.lend(2, urgent=True) is not None
@@ -122,12 +155,12 @@ class MemoryMachine(RuleBasedStateMachine):
         """A chunk does not arrive."""
         self.memory.give_back(slot)
 
-    @rule(number=st.integers(0, 30), to_end=st.booleans())
-    def read(self, number: int, to_end: bool) -> None:
+    @rule(number=st.integers(0, 30), taken=st.integers(1, CHUNK_SIZE), to_end=st.booleans())
+    def read(self, number: int, taken: int, to_end: bool) -> None:
         """A reader takes some of it."""
         chunk = self.memory.get((OBJECT, number))
         if chunk is not None:
-            self.memory.use((OBJECT, number), chunk, to_end=to_end)
+            self.memory.use((OBJECT, number), chunk, taken=taken, to_end=to_end)
 
     @rule(number=st.integers(0, 30))
     def forget(self, number: int) -> None:
