@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lazyfs.objects import CHUNK_SIZE, align_down, align_up
-from lazyfs.reading.windows import BEGIN_WINDOW, GROWTH, PAST_HEADER, SLACK, STEP, SURE, SURE_GROWTH
+from lazyfs.reading.windows import BEGIN_WINDOW, BESIDE_FIRST, GROWTH, PAST_HEADER, SLACK, STEP, SURE, SURE_GROWTH
 
 Range = tuple[int, int]
 """Bytes [start, stop), chunk-aligned except at the end of the file."""
@@ -43,6 +43,8 @@ class Run:
     jumps: int = 0
     promised: int = 0
     """The end of the last tensor that was taken to be read whole."""
+    awaited: int = 0
+    """The end of the first tensor of a first file, if that is copied; see BESIDE_FIRST."""
     place: int = -1
     """Where the table of streams has it."""
     skipped: Range = (0, 0)
@@ -72,6 +74,8 @@ class Run:
             if length >= PAST_HEADER and not self.low:
                 window = max(window, BEGIN_WINDOW)
             window = min(max(window, self.window, sure), largest)
+            if self.high < self.awaited:
+                window = min(window, self.awaited - self.high + BESIDE_FIRST)
             self.window = window
             target = align_up(self.high + window)
             if window >= 2 * STEP:
@@ -85,10 +89,11 @@ class Run:
         self.frontier = target
         return max(align_down(start), frontier) if frontier < stop else frontier, target
 
-    def through(self, end: int, need: Range, largest: int) -> tuple[Range, ...]:
+    def through(self, end: int, need: Range, largest: int, *, leading: bool) -> tuple[Range, ...]:
         """What to bring for a run at the beginning of a tensor that will be read up to `end`, beside the chunks `need`
-        of its last bytes, which are brought anyway."""
+        of its last bytes, which are brought anyway. `leading`: nobody has anything of the model yet."""
         self.promised = end
+        self.awaited = end if leading else 0
         self.window = max(self.window, min(end - self.high, largest))
         first, target = self.frontier, min(align_down(self.high + self.window), need[0])
         self.frontier = need[1] if target == need[0] else max(first, target)

@@ -301,7 +301,8 @@ class Streams:
         if run is None:
             run = self._new(begin, begin)
             run.low, run.step, run.frontier = low, 1, align_down(begin)
-        parts = run.through(end, need, self._largest(run))
+        leading = begin < FILE_BEGIN and not self._budget.first_window
+        parts = run.through(end, need, self._largest(run), leading=leading)
         self._table.to_front(run)
         return Plan((need, *parts), given_up + self._table.left(self._reads), run, others=1)
 

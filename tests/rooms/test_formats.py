@@ -206,14 +206,29 @@ def test_who_faults_at_the_end_of_a_tensor_copies_it(end: int, byte: int, also: 
         assert walk(made, 6 * MIB, 8 * MIB, MIB) == [(high, 72)], "then eight times what was read"
 
 
+def test_a_first_tensor_that_is_copied_comes_before_what_is_behind_it() -> None:
+    """32 MiB are planned behind it at most until it was read; where a file was read to its end before, all at once."""
+    end = HEADER + 48 * MIB
+    made = knowing(end, GIB)
+    made.observe(0, MIB)
+    fault(made, end - 1)
+    assert walk(made, MIB, 47 * MIB, MIB)[-1][1] == 80
+    assert walk(made, 47 * MIB, 50 * MIB, MIB)[-1][1] == 50 + 256 - 2
+    later = knowing(end, GIB)
+    later._budget.finished(256 * MIB)
+    later.observe(0, MIB)
+    fault(later, end - 1)
+    assert walk(later, MIB, 47 * MIB, MIB)[-1][1] == 296
+
+
 def test_a_tensor_that_is_copied_comes_before_the_next_shard() -> None:
     """Though more than a quarter of the first one was read, and all of it is planned."""
     end = HEADER + 48 * MIB
-    made = knowing(end, size=104 * MIB)
+    made = knowing(end, size=80 * MIB)
     made.observe(0, MIB)
-    fault(made, end - 1, 104 * MIB)
+    fault(made, end - 1, 80 * MIB)
     walk(made, MIB, 47 * MIB, MIB)
-    assert (made.latest.frontier, made.beyond) == (104 * MIB, 0)
+    assert (made.latest.frontier, made.beyond) == (80 * MIB, 0)
     walk(made, 47 * MIB, 50 * MIB, MIB)
     assert made.beyond == 4 * 50 * MIB
 
