@@ -88,12 +88,14 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", help=f"which rows, of {','.join(names)}; default: all")
     parser.add_argument("--peers", action="store_true", help="only what compares with rclone and s3fs: R11 and R13")
     parser.add_argument("--size", type=size, help="of the file that is read; default 2GiB, with --quick 512MiB")
+    parser.add_argument("--model-size", type=size, help="of the model's four shards together; default: SIZE")
     parser.add_argument("--repeat", type=int, metavar="N", help="pairs of measurements; default 3, with --quick 1")
     parser.add_argument("--quick", action="store_true", help="a first look: smaller, once, and 15 s idle, not 60")
     parser.add_argument("--keep", action="store_true", help="leave the files, and the daemons' log, where they are")
-    parser.add_argument("--directory", type=Path, metavar="DIR", help="for files: 4 times SIZE; default: by free space")
+    parser.add_argument("--directory", type=Path, metavar="DIR", help="for files: 5 times SIZE; default: by free space")
     found = parser.parse_args(arguments)
     found.size = found.size or (512 * MIB if found.quick else 2048 * MIB)
+    found.model_size = found.model_size or found.size
     found.repeat = max(1, found.repeat or (1 if found.quick else 3))
     beside = {"r11", "r13"} if found.peers else {name.casefold() for name in names}
     wanted = beside if found.rows is None else {name.casefold() for name in found.rows.split(",")}
@@ -161,18 +163,20 @@ def main() -> int:
     asked = options()
     exit_on_sigterm()
     with scratch(asked.directory, keep=asked.keep) as place:
-        if shutil.disk_usage(place).free < 4 * asked.size:
-            say(f"{place} has less than 4 times {asked.size >> 20} MiB free; try --size or --directory")
+        most = max(asked.size, asked.model_size)
+        if shutil.disk_usage(place).free < 5 * most:
+            say(f"{place} has less than 5 times {most >> 20} MiB free; try --size or --directory")
             return 1
         facts = machine(place)
-        with Stage(place, size=asked.size, repeat=asked.repeat, idle=15 if asked.quick else 60) as stage:
+        sizes = {"size": asked.size, "model_size": asked.model_size}
+        with Stage(place, **sizes, repeat=asked.repeat, idle=15 if asked.quick else 60) as stage:
             lines = list(measure(asked.rows, stage))
         print(table(lines))
         print(f"{facts}; file of {asked.size >> 20} MiB, {asked.repeat} pairs")
         if asked.markdown:
             asked.markdown.write_text(markdown(lines))
         if asked.json:
-            found = {"machine": facts, "size": asked.size, "repeat": asked.repeat}
+            found = {"machine": facts, **sizes, "repeat": asked.repeat}
             asked.json.write_text(json.dumps({**found, "lines": [line.as_dict() for line in lines]}, indent=1) + "\n")
     return 1 if any(line.failure for line in lines) else 0
 

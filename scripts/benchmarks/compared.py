@@ -74,7 +74,7 @@ class Compared(Row):
         """The model is on the server as `lazyfs publish` leaves it, and in the server's page cache; its files."""
         directory = stage.scratch / "served" / "compared"
         if not directory.exists():
-            for path in make_model(directory, stage.size):
+            for path in make_model(directory, stage.model_size):
                 stage.serve(f"{PREFIX}{path.name}", path)
         paths = sorted(directory.iterdir())
         client = stage.server.client()

@@ -74,12 +74,13 @@ class Peak:
 
 
 class Stage:
-    """Servers and a scratch directory. `size` is that of the file; the model has half of it. `idle` in seconds;
+    """Servers and a scratch directory. `size` is that of the file, `model_size` of the model. `idle` in seconds;
     `patience` is how long a worker may take."""
 
-    def __init__(self, scratch: Path, *, size: int, repeat: int, idle: float) -> None:
+    def __init__(self, scratch: Path, *, size: int, model_size: int, repeat: int, idle: float) -> None:
         self.scratch = scratch
         self.size = size
+        self.model_size = model_size
         self.repeat = repeat
         self.idle = idle
         self.patience = WORKER_TIMEOUT
@@ -165,7 +166,7 @@ class Stage:
     def prepare_model(self) -> list[str]:
         """The model is on the server and in the server's page cache; its keys."""
         if not self.model.exists():
-            for path in make_model(self.model, self.size // 2):
+            for path in make_model(self.model, self.model_size):
                 self.serve(f"{MODEL}/{path.name}", path)
         names = sorted(path.name for path in self.model.iterdir())
         for name in names:
