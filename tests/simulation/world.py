@@ -486,7 +486,7 @@ class Life:
             for file in map(self._world.file, self._world.names)
             for number in range(file.version.chunk_count)
         }
-        for chunks in (self.memory._read, self.memory._unread):
+        for chunks in self.memory._all:
             for key, chunk in chunks.items():
                 slots.add(chunk.slot)
                 version = contents.get(key)
