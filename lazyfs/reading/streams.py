@@ -129,11 +129,8 @@ class Streams:
 
     def _go_on(self, run: Run, start: int, stop: int) -> Plan:
         """The read belongs to this run, near where it had got to."""
-        parts: list[Range] = []
-        if run.step > 0 and start < run.high:
-            # It was jumped over, perhaps before anything there was planned.
-            run.hole = max(0, run.hole - (stop - start))
-            parts.append(self._need(start, stop))
+        # What was jumped over perhaps before anything there was planned.
+        parts = [self._need(start, stop)] if run.fills(start, stop) else []
         run.low = min(run.low, start)
         parts += self._reach(run, start, stop)
         if run.step < 0:

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -365,3 +366,25 @@ def test_every_read_is_planned(size: int, reads: list[tuple[int, int]], budget: 
             assert last % CHUNK_SIZE == 0 or last == size
             planned |= set(range(first // CHUNK_SIZE, -(-last // CHUNK_SIZE)))
         assert planned >= set(range(start // CHUNK_SIZE, -(-stop // CHUNK_SIZE)))
+
+
+@pytest.mark.parametrize("around", [2 * MIB, 4 * MIB])
+def test_what_a_run_jumped_over_is_its_own_however_far_it_got(around: int) -> None:
+    """Who touches the end of a tensor has as much read around that as the kernel reads ahead, in requests of a MiB, and
+    more further on; then he comes to what is between, which is no stream of his own."""
+    made = Streams(GIB, Budget(256 * MIB))
+    for start in range(0, 52 * MIB, MIB):
+        made.observe(start, start + MIB)
+    for _ in range(2):
+        high = made.latest.high
+        low = high + 3 * MIB
+        frontier = made.latest.frontier
+        for start in range(low, low + 2 * around, MIB):
+            made.observe(start, start + MIB)
+        assert (made.latest.high, len(made)) == (low + 2 * around, 1)
+        for start in range(high, low, MIB):
+            plan = made.observe(start, start + MIB)
+            assert plan.ranges == ((start, start + MIB),)
+        assert (len(made), made.ahead()[0]) == (1, 1)
+        assert made.latest.hole == 0
+        assert made.latest.frontier >= frontier
