@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
+from lazyfs.cache.spans import NEAR
 from lazyfs.errors import ArchivedObject, Corrupt, StoreError
 from lazyfs.filesystem.nodes import File
 from lazyfs.objects import ARCHIVES, CHUNK_SIZE, Pieces, size_of
@@ -45,8 +46,8 @@ class OpenFile:
     """An inode with at least one open handle; reads the bytes of exactly the version that the inode stands for."""
 
     __slots__ = (
-        "_alone", "_began", "_beyond", "_cache", "_count", "_follows", "_foreseen", "_last", "_late", "_opened",
-        "_read_bytes", "_streams", "_unseen", "file", "handles",
+        "_alone", "_began", "_beyond", "_cache", "_count", "_follows", "_foreseen", "_foresees", "_last", "_late",
+        "_opened", "_read_bytes", "_streams", "_unseen", "file", "handles",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +73,7 @@ class OpenFile:
         self._streams = Streams(file.version.size, budget)
         self._opened = opened
         self._foreseen = foreseen
+        self._foresees: set[int] = set()
         # Where reads that wait begin, of which nothing beside their bytes is wanted.
         self._alone: Counter[int] = Counter()
         # A read that was answered before anything was decided: where it begins and ends, and its bytes.
@@ -183,8 +185,9 @@ class OpenFile:
         """Set on its way what the plan says, until memory is short."""
         version, lane = self.file.version, plan.stride or plan.run
         for place, (start, end) in enumerate(plan.ranges):
-            # Before `demand` a chunk is urgent, and just behind it GETs are small. Below the read nothing is urgent.
-            reached = self._cache.start(version, start, end, demand=stop if end > offset else 0, lane=lane)
+            # Before `demand` a chunk is urgent, and just behind it GETs are small. Below the read nothing is either.
+            demand = stop if end > offset else max(0, start - NEAR)
+            reached = self._cache.start(version, start, end, demand=demand, lane=lane)
             if reached < end:
                 plan.reached(place, reached)
                 break
@@ -197,11 +200,12 @@ class OpenFile:
         for shard in self._next_shards():
             start, stop = max(0, self._beyond - begin), min(shard.size, beyond - begin)
             if start < stop:
-                self._foreseen.add(shard.inode)
                 # Behind what this run has queued, and as far from who reads as it is.
                 read = self._streams.latest.high - self.file.version.size - begin
                 reached = self._cache.start(shard.version, start, stop, demand=read, lane=self._streams.latest)
                 self._beyond = begin + max(start, min(reached, stop))
+                self._foresees |= {shard.inode} if reached > start else set()
+                self._foreseen |= self._foresees
                 if reached < stop:
                     return
             begin += shard.size
@@ -239,12 +243,12 @@ class OpenFile:
         this one was not read to its end."""
         self.file.partly |= self._streams.tensors.left
         left = 0 if self._streams.finished else self._beyond
+        self._foreseen -= self._foresees if left else set()
         self.forget()
         for shard in self._next_shards():
             if left <= 0:
                 break
             self._cache.drop(shard.version, 0, min(left, shard.size))
-            self._foreseen.discard(shard.inode)
             left -= shard.size
 
 
@@ -265,7 +269,9 @@ class OpenFiles:
         self._cache = cache
         self._budget = budget
         self._files: dict[int, OpenFile] = {}
-        self._foreseen: set[int] = set()
+        self.foreseen: set[int] = set()
+        """Inodes of shards that who reads the one before through is taken to go on with: some of each was set on its
+        way for him, and nobody has read half of it and closed it since."""
         self._closed: deque[FileState] = deque(maxlen=MOST_CLOSED)
         self._count = self._counted()
 
@@ -306,15 +312,10 @@ class OpenFiles:
         found = self._files.get(file.inode)
         if found is None:
             found = self._files[file.inode] = OpenFile(
-                file, self._cache, self._budget, self._count, self._began, self._files, self._foreseen
+                file, self._cache, self._budget, self._count, self._began, self._files, self.foreseen
             )
         found.handles += 1
         return file.inode
-
-    def foreseen(self, file: File) -> bool:
-        """Whether who reads the shard before this file through is taken to go on with it: some of it was set on its way
-        for him, and it was not open and closed again since."""
-        return file.inode in self._foreseen
 
     async def prove(self, file: File) -> None:
         """`ArchivedObject` for a file of an archive class whose beginning cannot be had: restored ones can, and a
@@ -343,7 +344,7 @@ class OpenFiles:
         found.handles -= 1
         if found.handles == 0:
             found.file.served += found.state().read_bytes
-            self._foreseen.discard(handle)
+            self.foreseen -= {handle} if 2 * found.state().read_bytes >= found.file.size else set()
             self._closed.append(found.state())
             self._ended(self._closed[-1])
             found.close()

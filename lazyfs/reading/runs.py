@@ -72,7 +72,9 @@ class Run:
             self.gap = (self.high, start) if start > self.high else self.gap
             return False
         self.hole = max(0, self.hole - (stop - start))
-        self.gap = stop, max(stop, self.gap[1])
+        low, high = self.gap
+        if low <= start < high:
+            self.gap = (low, start) if low < start and stop >= high else (stop, max(stop, high))
         return True
 
     def upwards(self, start: int, stop: int, largest: int, size: int, sure: int = 0) -> Range | None:

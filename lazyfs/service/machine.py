@@ -84,19 +84,23 @@ class FileReadAhead:
         self._place = root / "sys/class/bdi" / device / "read_ahead_kb"
         self.shard_kb = shard_kb if os.access(self._place, os.W_OK) else 0
         """0 where rights do not allow to set it."""
-        self._usual = ""
-        self._raised = False
+        self._usual = self._raised = ""
 
-    def opening(self, *, through: bool) -> None:
-        """An open is about to be answered, of a file that will be read `through` or not. Does nothing where rights do
-        not allow, and leaves what somebody has set meanwhile."""
-        if through == self._raised or not self.shard_kb:
+    def next_open(self, *, through: bool) -> None:
+        """The next file that is opened will be read `through`, or not. Does nothing where rights do not allow, and
+        leaves what somebody has set meanwhile."""
+        if not self.shard_kb or not (through or self._raised):
             return
         with contextlib.suppress(OSError, ValueError):
-            if through:
-                self._usual = self._place.read_text().strip()
-            self._place.write_text(str(max(int(self._usual), self.shard_kb)) if through else self._usual)
-            self._raised = through
+            now = self._place.read_text().strip()
+            if through and now != self._raised:
+                self._usual = now
+                self._place.write_text(str(max(int(now), self.shard_kb)))
+                self._raised = self._place.read_text().strip()
+            elif not through:
+                if now == self._raised:
+                    self._place.write_text(self._usual)
+                self._raised = ""
 
 
 def tune(

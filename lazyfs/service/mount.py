@@ -27,7 +27,7 @@ from lazyfs.config import Config, SourceConfig
 from lazyfs.filesystem import moving
 from lazyfs.filesystem.agreement import Agreement
 from lazyfs.filesystem.control import Arguments, Command, Control
-from lazyfs.filesystem.files import OpenFiles
+from lazyfs.filesystem.files import FileState, OpenFiles
 from lazyfs.filesystem.fuse import Operations
 from lazyfs.filesystem.nodes import Directory, File, Node
 from lazyfs.filesystem.options import mount_options
@@ -122,7 +122,7 @@ class RunningMount:
             self.chunks,
             Budget(int(budget * READ_AHEAD_SHARE), self.store.useful),
             began=self.loads.began,
-            ended=self.loads.ended,
+            ended=self._ended,
         )
         self.warmer = Warmer(
             chunks=self.chunks,
@@ -321,10 +321,15 @@ class RunningMount:
 
     def _opened(self, file: File) -> None:
         if self._read_ahead is not None:
-            self._read_ahead.opening(through=self.files.foreseen(file))
+            self._read_ahead.next_open(through=file.inode in self.files.foreseen)
         self.digests.note(file)
         self.loads.opened(file)
         self.verifier.opened(file.version)
+
+    def _ended(self, state: FileState) -> None:
+        if self._read_ahead is not None and not self.files.foreseen:
+            self._read_ahead.next_open(through=False)
+        self.loads.ended(state)
 
     def _kept(self, version: ObjectVersion) -> None:
         self.loads.kept(version)

@@ -13,6 +13,8 @@ from lazyfs.filesystem.files import OpenFiles
 from lazyfs.filesystem.nodes import Branch, File
 from lazyfs.filesystem.tree import Tree
 from lazyfs.objects import MIB, ObjectVersion
+from lazyfs.reading.plans import Plan
+from lazyfs.reading.runs import Run
 from lazyfs.reading.shards import next_shard
 from lazyfs.reading.windows import Budget
 from tests.rooms.building import PLACE, CacheMaker, pattern
@@ -153,7 +155,7 @@ async def test_a_shard_is_foreseen_while_the_one_before_it_is_read(caches: Cache
     async with opened(store, caches, *names, size=SIZE) as (files, found):
 
         def foreseen() -> list[bool]:
-            return [files.foreseen(found[name]) for name in names]
+            return [found[name].inode in files.foreseen for name in names]
 
         handle = await read_upto(files, found[names[0]], SIZE // 8)
         assert foreseen() == [False, False, False]
@@ -165,10 +167,23 @@ async def test_a_shard_is_foreseen_while_the_one_before_it_is_read(caches: Cache
         handle = await read_upto(files, found[names[0]], SIZE)
         files.release(handle)
         assert foreseen() == [False, True, True]
-        handle = await read_upto(files, found[names[1]], MIB)
-        assert foreseen() == [False, True, True]
+        for stop in (MIB, SIZE):
+            handle = await read_upto(files, found[names[1]], stop)
+            assert foreseen() == [False, True, True]
+            files.release(handle)
+            assert foreseen()[1] == (stop == MIB), "a header was read, and then all"
+
+
+async def test_what_was_foreseen_is_not_when_the_shard_between_is_open(caches: CacheMaker) -> None:
+    """Who left the first one does not go on with the third, though somebody reads the second."""
+    store = MemoryStore()
+    names = [f"m-0000{number}-of-00003.bin" for number in (1, 2, 3)]
+    async with opened(store, caches, *names) as (files, found):
+        handle = await read_upto(files, found[names[0]], SIZE // 2)
+        assert [found[name].inode in files.foreseen for name in names] == [False, True, True]
+        await read_upto(files, found[names[1]], MIB)
         files.release(handle)
-        assert foreseen() == [False, False, True]
+        assert [found[name].inode in files.foreseen for name in names] == [False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +200,17 @@ async def test_a_shard_far_from_who_reads_comes_in_large_gets(
         await read_upto(files, found[names[0]], size // 4)
         gets = [call.stop - call.start for call in store.calls if call.kind == "get" and call.key == names[1]]
         assert gets == expected
+
+
+async def test_a_tensor_before_the_read_comes_over_all_connections(caches: CacheMaker) -> None:
+    """However far into the file: who faults at its end begins at its beginning next."""
+    store = MemoryStore()
+    async with opened(store, caches, "weights", size=256 * MIB) as (files, found):
+        opened_file = files.get(files.open(found["weights"]))
+        tensor = Plan(((160 * MIB, 192 * MIB),), (), Run(160 * MIB, 160 * MIB, 192 * MIB, 1))
+        opened_file._start(tensor, 200 * MIB, 201 * MIB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [call.stop - call.start for call in store.calls if call.kind == "get"] == [MIB] * 32
 
 
 async def test_what_is_no_shard_begins_nothing(caches: CacheMaker) -> None:

@@ -388,3 +388,14 @@ def test_what_a_run_jumped_over_is_its_own_however_far_it_got(around: int) -> No
         assert (len(made), made.ahead()[0]) == (1, 1)
         assert made.latest.hole == 0
         assert made.latest.frontier >= frontier
+
+
+def test_what_comes_out_of_order_does_not_close_a_gap() -> None:
+    """A read behind where the run has got to, but not in the gap; and one at its upper end."""
+    run = Run(0, 20 * MIB, 64 * MIB, 1)
+    assert not run.fills(23 * MIB, 24 * MIB)
+    run.high = 30 * MIB
+    assert run.gap == (20 * MIB, 23 * MIB)
+    for start, left in ((29, (20, 23)), (22, (20, 22)), (20, (21, 22)), (21, (22, 22))):
+        assert run.fills(start * MIB, (start + 1) * MIB)
+        assert run.gap == (left[0] * MIB, left[1] * MIB)
