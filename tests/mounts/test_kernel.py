@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounts.contents import MIB, PAGE, pages
-from tests.mounts.mounting import Mount, Mounter, mountinfo
+from tests.mounts.mounting import Mount, Mounter, mountinfo, wait_until
 from tests.mounts.reader import Reader
 from tests.mounts.test_warming import lazyfs
 from tests.servers.fast import FastS3Server
@@ -74,9 +74,11 @@ def test_a_shard_that_follows_has_more_read_ahead(s3: FastS3Server, mounter: Mou
         assert first.read(24 * MIB) == data[0][: 24 * MIB]
         with open(mount.path / names[1], "rb"):
             assert used_by_the_kernel(mount)["read_ahead_kb"] == 16384
-            assert touch(names[1]) == 16 * MIB
             assert touch("other") == MIB
             assert used_by_the_kernel(mount)["read_ahead_kb"] == 1024
+            assert touch(names[1]) == 16 * MIB
+            assert used_by_the_kernel(mount)["read_ahead_kb"] == 16384
+        wait_until(lambda: used_by_the_kernel(mount)["read_ahead_kb"] == 1024, "the last of them is closed")
     with open(mount.path / names[1], "rb"):
         assert used_by_the_kernel(mount)["read_ahead_kb"] == 1024, "half of it was read, and it was closed"
 
