@@ -30,9 +30,9 @@ def used_by_the_kernel(mount: Mount) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ((), (1024, 512, 384, 16384)),
-        (("--max-background=100", "--memory-budget=64MiB"), (1024, 100, 75, 8192)),
-        (("--shard-read-ahead-kb=4096",), (1024, 512, 384, 4096)),
+        ((), (960, 512, 384, 16384)),
+        (("--max-background=100", "--memory-budget=64MiB"), (960, 100, 75, 8192)),
+        (("--shard-read-ahead-kb=4096",), (960, 512, 384, 4096)),
         (("--read-ahead-kb=256", "--max-background=200", "--congestion-threshold=20"), (256, 200, 20, 16384)),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_shard_that_follows_has_more_read_ahead(s3: FastS3Server, mounter: Mou
         s3.put("models", name, one)
     s3.put("models", "other", data[0])
     mount = mounter.mount(s3, "s3://models", "--memory-budget=256MiB")
-    assert used_by_the_kernel(mount)["read_ahead_kb"] == 1024
+    assert used_by_the_kernel(mount)["read_ahead_kb"] == 960
     place = [16 * MIB]
 
     def touch(name: str) -> int:
@@ -74,13 +74,13 @@ def test_a_shard_that_follows_has_more_read_ahead(s3: FastS3Server, mounter: Mou
         assert first.read(24 * MIB) == data[0][: 24 * MIB]
         with open(mount.path / names[1], "rb"):
             assert used_by_the_kernel(mount)["read_ahead_kb"] == 16384
-            assert touch("other") == MIB
-            assert used_by_the_kernel(mount)["read_ahead_kb"] == 1024
+            assert touch("other") == 960 * 1024
+            assert used_by_the_kernel(mount)["read_ahead_kb"] == 960
             assert touch(names[1]) == 16 * MIB
             assert used_by_the_kernel(mount)["read_ahead_kb"] == 16384
-        wait_until(lambda: used_by_the_kernel(mount)["read_ahead_kb"] == 1024, "the last of them is closed")
+        wait_until(lambda: used_by_the_kernel(mount)["read_ahead_kb"] == 960, "the last of them is closed")
     with open(mount.path / names[1], "rb"):
-        assert used_by_the_kernel(mount)["read_ahead_kb"] == 1024, "half of it was read, and it was closed"
+        assert used_by_the_kernel(mount)["read_ahead_kb"] == 960, "half of it was read, and it was closed"
 
 
 def test_a_get_that_is_behind_is_restarted(s3: FastS3Server, mounter: Mounter, reader: Reader) -> None:
