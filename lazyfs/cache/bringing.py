@@ -20,7 +20,9 @@ BRINGING = "bringing"
 class Coming(Protocol):
     """What starts flights, and waits for them: `chunks.ChunkCache`."""
 
-    def launch(self, version: ObjectVersion, start: int, stop: int, demand: int, lane: str) -> int:
+    def launch(
+        self, version: ObjectVersion, start: int, stop: int, demand: int, *, reader: int, lane: str
+    ) -> int:
         """As `ChunkCache.start`, though the version be barred."""
         ...
 
@@ -45,7 +47,7 @@ async def _bring(
     for span in runs(missing, SEGMENT_CHUNKS):
         # All of it is waited for together, so over all connections that are idle, and nothing of it in small GETs.
         start = span.start * CHUNK_SIZE
-        chunks.launch(version, start, span.stop * CHUNK_SIZE, start - NEAR, BRINGING)
+        chunks.launch(version, start, span.stop * CHUNK_SIZE, 0, reader=start - NEAR, lane=BRINGING)
     for number in missing:
         chunk = await chunks.obtain(version, number, urgent=False)
         # Nobody reads it here, so it makes room for the next: else memory fills and nothing moves.

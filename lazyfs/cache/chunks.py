@@ -120,16 +120,37 @@ class ChunkCache:
         """Whether nothing is on its way and nothing waits to be written."""
         return not self._flights and not self.writer and self._memory.statistics().pinned == 0
 
-    def start(self, version: ObjectVersion, start: int, stop: int, *, demand: int, lane: Hashable = None) -> int:
+    def start(
+        self,
+        version: ObjectVersion,
+        start: int,
+        stop: int,
+        *,
+        demand: int,
+        reader: int | None = None,
+        lane: Hashable = None,
+    ) -> int:
         """Set bytes [start, stop) on their way if they are not here or coming; those before `demand` are urgent, the
-        rest shares connections evenly with what other lanes queue.
+        rest shares connections evenly with what other lanes queue. It is ahead of who has got to `reader`, which is
+        `demand` unless given, and negative if he reads something that is before this version.
 
         Returns the offset up to which all is here or coming: less than `stop` when memory is short, or while the
         version is barred. Never waits.
         """
-        return start if version in self.barred else self.launch(version, start, stop, demand, lane)
+        if version in self.barred:
+            return start
+        return self.launch(version, start, stop, demand, reader=reader, lane=lane)
 
-    def launch(self, version: ObjectVersion, start: int, stop: int, demand: int, lane: Hashable = None) -> int:
+    def launch(
+        self,
+        version: ObjectVersion,
+        start: int,
+        stop: int,
+        demand: int,
+        *,
+        reader: int | None = None,
+        lane: Hashable = None,
+    ) -> int:
         """As `start`, though the version be barred."""
         missing: list[int] = []
         for number in chunk_range(start, stop):
@@ -143,7 +164,7 @@ class ChunkCache:
                     flight.claim.urge()
             elif self._memory.get(key) is None:
                 missing.append(number)
-        for span, on_disk in self._spans(version, missing, demand):
+        for span, on_disk in self._spans(version, missing, demand, demand if reader is None else reader):
             first = span.start
             while first < span.stop:
                 claim = Claim(urgent=first * CHUNK_SIZE < demand, lane=lane)
@@ -154,7 +175,9 @@ class ChunkCache:
                     return first * CHUNK_SIZE
         return stop
 
-    def _spans(self, version: ObjectVersion, missing: list[int], demand: int) -> Iterator[tuple[range, bool]]:
+    def _spans(
+        self, version: ObjectVersion, missing: list[int], demand: int, reader: int
+    ) -> Iterator[tuple[range, bool]]:
         """Runs of chunks that are all on disk (True), or all not: none is fetched because its neighbour is missing."""
         bits, segment = 0, -1
         on_disk: list[int] = []
@@ -165,7 +188,7 @@ class ChunkCache:
                 bits = self._disk.present(version.object_id, segment)
             (on_disk if bits >> number % SEGMENT_CHUNKS & 1 else absent).append(number)
         most, idle = self._span_chunks, self._ways - self._flights.asking[version.origin]
-        gets = ((span, False) for span in spans_to_get(absent, demand, idle=idle, most=most))
+        gets = ((span, False) for span in spans_to_get(absent, demand, reader, idle=idle, most=most))
         yield from sorted([*((span, True) for span in runs(on_disk, most)), *gets], key=lambda span: span[0].start)
 
     def apart(self, version: ObjectVersion, start: int, stop: int) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from lazyfs.objects import CHUNK_SIZE, MIB, runs
 
 NEAR = 8 * MIB
-"""From the end of what a reader waits for. At 30 ms to the first byte and 90 MB/s a connection, one GET of 5 MiB takes
+"""From where the reader is. At 30 ms to the first byte and 90 MB/s a connection, one GET of 5 MiB takes
 88 ms, and five GETs of 1 MiB side by side 42."""
 
 
@@ -18,9 +18,10 @@ NEVER = 1 << 62
 """No chunk number is a multiple of it."""
 
 
-def spans_to_get(absent: Sequence[int], demand: int, *, idle: int, most: int) -> list[range]:
+def spans_to_get(absent: Sequence[int], demand: int, reader: int, *, idle: int, most: int) -> list[range]:
     """Spans of at most `most` chunks for these ascending chunk numbers, of which a reader waits for those before byte
-    `demand`, while `idle` connections have nothing to do. `demand` is negative if he is so far before the beginning.
+    `demand`, while `idle` connections have nothing to do. The rest is ahead of who has got to byte `reader`, which is
+    negative where he is so far before the beginning.
 
     Near the reader GETs are small, so that the first bytes come over many connections at once; further ahead they are
     as large as may be, for each costs the same CPU and the same wait for its first byte, but where a window grows by
@@ -34,11 +35,11 @@ def spans_to_get(absent: Sequence[int], demand: int, *, idle: int, most: int) ->
     urgent = sum(number * CHUNK_SIZE < demand for number in absent)
     if idle < urgent:
         return [*_evenly(absent[:urgent], most), *_evenly(absent[urgent:], most)]
-    near = max(urgent, min(sum(number * CHUNK_SIZE < demand + NEAR for number in absent), idle))
+    near = max(urgent, min(sum(number * CHUNK_SIZE < reader + NEAR for number in absent), idle))
     far = absent[near:]
     if near >= idle:
         return [*runs(absent[:near], 1), *_evenly(far, most)]
-    soon = len(far) > most and far[0] * CHUNK_SIZE < demand + SOON
+    soon = len(far) > most and far[0] * CHUNK_SIZE < reader + SOON
     share = -(-len(far) // (idle - near)) if soon else most
     return [*runs(absent[:near], 1), *runs(far, min(share, most))]
 

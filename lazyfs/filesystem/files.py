@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from lazyfs.cache.chunks import SMALL_READ, ChunkCache
 from lazyfs.cache.spans import NEAR
 from lazyfs.errors import ArchivedObject, Corrupt, StoreError
+from lazyfs.filesystem.following import Following
 from lazyfs.filesystem.nodes import File
 from lazyfs.objects import ARCHIVES, CHUNK_SIZE, Pieces, size_of
 from lazyfs.reading.formats import borders, has_tensors
 from lazyfs.reading.plans import Plan
-from lazyfs.reading.shards import next_shard
 from lazyfs.reading.streams import Streams
 from lazyfs.reading.windows import Budget
 
@@ -46,8 +46,8 @@ class OpenFile:
     """An inode with at least one open handle; reads the bytes of exactly the version that the inode stands for."""
 
     __slots__ = (
-        "_alone", "_began", "_beyond", "_cache", "_count", "_follows", "_foreseen", "_foresees", "_last", "_late",
-        "_opened", "_read_bytes", "_streams", "_unseen", "file", "handles",
+        "_alone", "_began", "_cache", "_count", "_following", "_last", "_late", "_read_bytes", "_streams", "_unseen",
+        "file", "handles",
     )  # fmt: skip
 
     def __init__(
@@ -71,15 +71,11 @@ class OpenFile:
         self._unseen = True
         self._cache = cache
         self._streams = Streams(file.version.size, budget)
-        self._opened = opened
-        self._foreseen = foreseen
-        self._foresees: set[int] = set()
+        self._following = Following(file, cache, opened, foreseen)
         # Where reads that wait begin, of which nothing beside their bytes is wanted.
         self._alone: Counter[int] = Counter()
         # A read that was answered before anything was decided: where it begins and ends, and its bytes.
         self._late: tuple[int, int, bytes] | None = None
-        # Bytes of the shards after this one that were set on their way, and whether there may be more of them.
-        self._beyond, self._follows = 0, True
 
     async def read(self, offset: int, size: int) -> Pieces:
         """`size` bytes from `offset` on, less only at the end of the file. Views are good until the next await."""
@@ -133,10 +129,11 @@ class OpenFile:
             plan.reached(0, plan.ranges[0][0])
         elif not (plan.touch and stop - offset <= SMALL_READ):
             self._start(plan, offset, stop)
-        if self._follows and 8 * stop >= version.size:
+        following = self._following
+        if following.more and 8 * stop >= version.size:
             beyond = self._streams.beyond
-            if beyond > self._beyond:
-                self._go_beyond(beyond)
+            if beyond > following.sent:
+                following.bring(beyond, self._streams.latest)
         return alone
 
     async def wait(self, offset: int, size: int) -> Pieces:
@@ -185,43 +182,12 @@ class OpenFile:
         """Set on its way what the plan says, until memory is short."""
         version, lane = self.file.version, plan.stride or plan.run
         for place, (start, end) in enumerate(plan.ranges):
-            # Before `demand` a chunk is urgent, and just behind it GETs are small. Below the read nothing is either.
-            demand = stop if end > offset else max(0, start - NEAR)
-            reached = self._cache.start(version, start, end, demand=demand, lane=lane)
+            # Nobody waits for what is below the read, nor is he near.
+            demand, reader = (stop, stop) if end > offset else (0, max(0, start - NEAR))
+            reached = self._cache.start(version, start, end, demand=demand, reader=reader, lane=lane)
             if reached < end:
                 plan.reached(place, reached)
                 break
-
-    def _go_beyond(self, beyond: int) -> None:
-        """Set on their way so many bytes of the shards after this one, as if they were one file, until memory is short.
-        Between one shard and the next the network had nothing to do: a model of four that are loaded one after another
-        took 1.0 s."""
-        begin = 0
-        for shard in self._next_shards():
-            start, stop = max(0, self._beyond - begin), min(shard.size, beyond - begin)
-            if start < stop:
-                # Behind what this run has queued, and as far from who reads as it is.
-                read = self._streams.latest.high - self.file.version.size - begin
-                reached = self._cache.start(shard.version, start, stop, demand=read, lane=self._streams.latest)
-                self._beyond = begin + max(start, min(reached, stop))
-                self._foresees |= {shard.inode} if reached > start else set()
-                self._foreseen |= self._foresees
-                if reached < stop:
-                    return
-            begin += shard.size
-            if begin >= beyond:
-                return
-        self._follows = False
-
-    def _next_shards(self) -> Iterator[File]:
-        """The shards of the same model after this one, up to one that is missing, or read by somebody already."""
-        name = next_shard(self.file.name)
-        while name is not None:
-            shard = self.file.parent.children.get(name)
-            if not isinstance(shard, File) or not shard.size or shard.inode in self._opened:
-                return
-            yield shard
-            name = next_shard(name)
 
     @property
     def last(self) -> int:
@@ -242,14 +208,9 @@ class OpenFile:
         """The last handle is closed: read-ahead that waits in a queue need not be sent, and none of other shards if
         this one was not read to its end."""
         self.file.partly |= self._streams.tensors.left
-        left = 0 if self._streams.finished else self._beyond
-        self._foreseen -= self._foresees if left else set()
+        finished = self._streams.finished
         self.forget()
-        for shard in self._next_shards():
-            if left <= 0:
-                break
-            self._cache.drop(shard.version, 0, min(left, shard.size))
-            left -= shard.size
+        self._following.close(finished=finished)
 
 
 class OpenFiles:
@@ -343,10 +304,12 @@ class OpenFiles:
         found = self._files[handle]
         found.handles -= 1
         if found.handles == 0:
-            found.file.served += found.state().read_bytes
-            self.foreseen -= {handle} if 2 * found.state().read_bytes >= found.file.size else set()
-            self._closed.append(found.state())
-            self._ended(self._closed[-1])
+            state = found.state()
+            found.file.served += state.read_bytes
+            if 2 * state.read_bytes >= found.file.size:
+                self.foreseen.discard(handle)
+            self._closed.append(state)
+            self._ended(state)
             found.close()
             del self._files[handle]
 

@@ -9,8 +9,8 @@ from lazyfs.objects import MIB, runs
 
 
 def lengths(absent: range, demand: int, idle: int, most: int = 8) -> list[int]:
-    """Chunks of each GET."""
-    return [len(span) for span in spans_to_get(absent, demand * MIB, idle=idle, most=most)]
+    """Chunks of each GET, of which who waits for those before `demand` is there, or before the first."""
+    return [len(span) for span in spans_to_get(absent, max(0, demand) * MIB, demand * MIB, idle=idle, most=most)]
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,26 @@ def test_the_cut(absent: range, demand: int, idle: int, expected: list[int]) -> 
     assert lengths(absent, demand, idle) == expected
 
 
+def test_nobody_waits_for_what_is_near_somebody() -> None:
+    """Where he is says how it is cut, and not what is urgent: two that are busy have few GETs, and a third is none of
+    theirs."""
+    assert spans_to_get(range(8), 0, 0, idle=2, most=8) == [range(1), range(1, 2), range(2, 8)]
+    assert spans_to_get(range(100, 108), 0, 99 * MIB, idle=32, most=8) == [range(n, n + 1) for n in range(100, 107)] + [
+        range(107, 108)
+    ]
+    assert spans_to_get(range(4), 2 * MIB, -200 * MIB, idle=32, most=8) == [range(1), range(1, 2), range(2, 4)]
+
+
 @given(
     st.sets(st.integers(0, 200)),
     st.integers(0, 200),
+    st.integers(-300, 300),
     st.integers(-40, 40),
     st.integers(1, 16),
 )
-def test_each_chunk_once(numbers: set[int], demand: int, idle: int, most: int) -> None:
+def test_each_chunk_once(numbers: set[int], demand: int, reader: int, idle: int, most: int) -> None:
     """Whatever is absent, it is asked for once, in ascending spans of adjacent chunks that are not too long."""
-    spans = spans_to_get(sorted(numbers), demand * MIB, idle=idle, most=most)
+    spans = spans_to_get(sorted(numbers), demand * MIB, reader * MIB, idle=idle, most=most)
     assert [number for span in spans for number in span] == sorted(numbers)
     assert all(1 <= len(span) <= most for span in spans)
     urgent = sorted(number for number in numbers if number < demand)

@@ -269,7 +269,7 @@ def model(mib: int, budget: Budget, *, first_byte: float = 0.030, rate: float = 
         for part in made.observe(number * MIB, (number + 1) * MIB).ranges:
             missing = [n for n in chunk_range(*part) if n not in arrival]
             idle = sum(at <= now for at in free)
-            for span in spans_to_get(missing, (number + 1) * MIB, idle=idle, most=8):
+            for span in spans_to_get(missing, (number + 1) * MIB, (number + 1) * MIB, idle=idle, most=8):
                 end = max(now, heapq.heappop(free)) + first_byte
                 for n in span:
                     end += CHUNK_SIZE / rate
