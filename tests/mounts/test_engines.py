@@ -32,8 +32,13 @@ def test_cold_and_warm(served: tuple[FastS3Server, Path], mounter: Mounter, engi
         mount = mounter.mount(server, "s3://models", f"--s3-engine={engine}", f"--ca-bundle={ca}")
         assert (mount.path / "weights.bin").read_bytes() == pages(1, SIZE)
         mount.unmount()
-        asked = [request.range for request in server.take_log() if request.kind == "GET"]
-        assert sum(stop - start for start, stop in filter(None, asked)) == gets
+        asked = [request.range or (0, 0) for request in server.take_log() if request.kind == "GET"]
+        # Not their sum: on a machine that is slow, one that falls behind is asked for again from where it is.
+        reached = 0
+        for start, stop in sorted(asked):
+            assert start <= reached, "bytes that nobody asked for"
+            reached = max(reached, stop)
+        assert reached == gets
 
 
 def test_who_is_not_trusted_is_not_asked(tmp_path: Path, mounter: Mounter) -> None:
