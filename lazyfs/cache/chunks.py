@@ -121,15 +121,9 @@ class ChunkCache:
         return not self._flights and not self.writer and self._memory.statistics().pinned == 0
 
     def start(
-        self,
-        version: ObjectVersion,
-        start: int,
-        stop: int,
-        *,
-        demand: int,
-        reader: int | None = None,
+        self, version: ObjectVersion, start: int, stop: int, *, demand: int, reader: int | None = None,
         lane: Hashable = None,
-    ) -> int:
+    ) -> int:  # fmt: skip
         """Set bytes [start, stop) on their way if they are not here or coming; those before `demand` are urgent, the
         rest shares connections evenly with what other lanes queue. It is ahead of who has got to `reader`, which is
         `demand` unless given, and negative if he reads something that is before this version.
@@ -142,15 +136,9 @@ class ChunkCache:
         return self.launch(version, start, stop, demand, reader=reader, lane=lane)
 
     def launch(
-        self,
-        version: ObjectVersion,
-        start: int,
-        stop: int,
-        demand: int,
-        *,
-        reader: int | None = None,
+        self, version: ObjectVersion, start: int, stop: int, demand: int, *, reader: int | None = None,
         lane: Hashable = None,
-    ) -> int:
+    ) -> int:  # fmt: skip
         """As `start`, though the version be barred."""
         missing: list[int] = []
         for number in chunk_range(start, stop):

@@ -67,6 +67,28 @@ def test_a_background_mount_is_ready_on_return(mounter: Mounter, s3: FastS3Serve
     assert not is_alive(pid), "unmount waits for the daemon"
 
 
+@pytest.mark.parametrize("streams", ["", "<&- >&- 2>&-"])
+def test_a_daemon_has_nothing_of_who_started_it(
+    mounter: Mounter, s3: FastS3Server, env: dict[str, str], streams: str
+) -> None:
+    """Its descriptors are its own, and its streams, whichever those of the command were; the log has what it says."""
+    path, log = mounter.place(), mounter.work / "daemon.log"
+    options = [*mounter.options(s3), f"--cache-dir={mounter.cache()}", f"--log-file={log}", "--log-level=info"]
+    command = [*COMMAND, "mount", *options, "s3://models", str(path)]
+    reading, writing = os.pipe()
+    shell = ["sh", "-c", f'exec "$@" {streams}', "sh", *command]
+    done = subprocess.run(shell, cwd=ROOT, env=env, pass_fds=(writing,), capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        assert pipe.read() == b"", "nobody has the other end any more"
+    own = Path(f"/proc/{daemon_of(path)}/fd")
+    assert [os.readlink(own / number) for number in "012"] == ["/dev/null", str(log), str(log)]
+    assert (path / "a" / "b.bin").read_bytes() == b"weights"
+    assert run(["unmount", path], env).returncode == 0
+    assert "s3://models" in log.read_text()
+
+
 def test_status_and_stats(mounter: Mounter, s3: FastS3Server, env: dict[str, str]) -> None:
     path = start(mounter, s3, env)
     (path / "a" / "b.bin").read_bytes()
