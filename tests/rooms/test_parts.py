@@ -366,9 +366,10 @@ async def test_what_is_forgotten_takes_its_parts_along(
             while cache.flying:
                 await trio.lowlevel.checkpoint()
 
-        def forgets(one: ObjectVersion) -> None:
-            forget(one)
+        def forgets(one: ObjectVersion) -> bool:
+            gone = forget(one)
             trio.from_thread.run(arrive)
+            return gone
 
         if while_the_disk_forgets:
             monkeypatch.setattr(disk, "forget", forgets)

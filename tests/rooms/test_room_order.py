@@ -1,6 +1,7 @@
 """The order of the rooms, read from the imports."""
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,8 +55,13 @@ def room_of(parts: tuple[str, ...]) -> str:
     return "cli" if parts[0] == "__main__" else parts[0]
 
 
-def imported(module: str) -> Iterator[str]:
+@functools.cache
+def imported(module: str) -> tuple[str, ...]:
     """The dotted names that a module imports, wherever in it."""
+    return tuple(_imported(module))
+
+
+def _imported(module: str) -> Iterator[str]:
     for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,10 +1,16 @@
 """Fleets that start at once: no storm of refusals, and nobody is left behind."""
 
+import functools
+
 import pytest
 
 from tests.simulation.fleet import Outcome, Plan, simulate
 
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 9))]
+
+
+outcome_of = functools.cache(simulate)
+"""What a plan comes to, once for all who ask."""
 
 
 def ideal(plan: Plan) -> float:
@@ -23,7 +29,7 @@ def check(plan: Plan, outcome: Outcome) -> None:
 def test_fifty_at_once(seed: int) -> None:
     """What is refused is the first burst, 32 requests of each that nobody can know to be too many, and little more."""
     plan = Plan(seed=seed)
-    outcome = simulate(plan)
+    outcome = outcome_of(plan)
     check(plan, outcome)
     assert outcome.refused.total() < 50 * 32 * 1.5
     later = sum(count for second, count in outcome.refused.items() if second >= 2)
@@ -33,7 +39,7 @@ def test_fifty_at_once(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_jitter_spreads_it(seed: int) -> None:
     """Over ten seconds: no second is as busy as the first one was, and no more is refused."""
-    at_once, spread = simulate(Plan(seed=seed)), simulate(Plan(seed=seed, jitter=10.0))
+    at_once, spread = outcome_of(Plan(seed=seed)), outcome_of(Plan(seed=seed, jitter=10.0))
     check(Plan(seed=seed, jitter=10.0), spread)
     assert spread.refused.total() <= at_once.refused.total()
     assert max(spread.asked.values()) < 0.7 * max(at_once.asked.values())
@@ -42,7 +48,7 @@ def test_jitter_spreads_it(seed: int) -> None:
 def test_each_by_itself_is_a_storm() -> None:
     """What the patience is for: clients that keep a pause for each request ask more than twice as often as they
     need."""
-    ours, theirs = simulate(Plan()), simulate(Plan(patient=False))
+    ours, theirs = outcome_of(Plan()), outcome_of(Plan(patient=False))
     assert theirs.excess > 2
     assert ours.excess < 1.3
 
@@ -51,7 +57,7 @@ def test_each_by_itself_is_a_storm() -> None:
 def test_whatever_the_limit_is(limit: float) -> None:
     """Two requests a second for each daemon, or twenty: they settle near it."""
     plan = Plan(limit=limit, spans=max(100, int(limit) // 3))
-    outcome = simulate(plan)
+    outcome = outcome_of(plan)
     check(plan, outcome)
     assert outcome.excess < 1.6
     end = int(max(outcome.ready))
@@ -62,7 +68,7 @@ def test_whatever_the_limit_is(limit: float) -> None:
 def test_one_alone_is_not_held_up() -> None:
     """Below the limit nothing is refused, and it takes as long as 28 connections take; four are kept for demand."""
     plan = Plan(daemons=1, spans=320)
-    outcome = simulate(plan)
+    outcome = outcome_of(plan)
     assert outcome.refused.total() == 0
     assert outcome.ready[0] == pytest.approx(12 * (0.03 + 8 * 1024 * 1024 / 90e6))
 
