@@ -38,6 +38,7 @@ class RawServer:
         self.port: int = self._listener.getsockname()[1]
         self.requests: list[tuple[int, bytes]] = []
         self._open: list[socket.socket] = []
+        self._waited_for: list[threading.Event] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -75,6 +76,7 @@ class RawServer:
                     if isinstance(part, bytes):
                         sock.sendall(part)
                     else:
+                        self._waited_for.append(part)
                         part.wait(PATIENCE)
                 if said.close:
                     return
@@ -93,6 +95,8 @@ class RawServer:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._threads[0].join(PATIENCE)
+        for event in self._waited_for:
+            event.set()
         for sock in self._open:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -265,6 +265,8 @@ async def test_all_pages_of_a_listing(stand: Stand, request: pytest.FixtureReque
     """More keys and prefixes than one answer holds, each of them once."""
     if "swift" in request.node.name:
         pytest.skip("a minute of puts; tests/servers holds Swift's pages to those of the others")
+    if "crt" in request.node.name:
+        pytest.skip("a thousand puts more for what it has S3Store do; shorter listings are tried with it here")
     names = [f"{number:05}" for number in range(1005)] + [f"dir {number:05}/x" for number in range(30)]
     if await stand.store.total_size("pages/") == 0:
         with ThreadPoolExecutor(4) as threads:

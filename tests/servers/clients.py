@@ -25,8 +25,9 @@ class S3Endpoint:
         `verify` is the CA bundle for TLS, a path; `config` are fields of botocore's Config.
         """
         # Not at the top: a process that only serves has no use for 30 MB of boto3.
-        import boto3  # noqa: PLC0415
         from botocore.config import Config  # noqa: PLC0415
+
+        from lazyfs.stores.client import session_of  # noqa: PLC0415
 
         settings: dict[str, Any] = {
             "s3": {"addressing_style": "path"},
@@ -36,10 +37,15 @@ class S3Endpoint:
             "read_timeout": 30,
             **config,
         }
-        session = boto3.session.Session(
-            aws_access_key_id=self.access_key, aws_secret_access_key=self.secret_key, region_name=self.region
+        return session_of(None).client(
+            "s3",
+            endpoint_url=self.url,
+            verify=verify,
+            config=Config(**settings),
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name=self.region,
         )
-        return session.client("s3", endpoint_url=self.url, verify=verify, config=Config(**settings))
 
     def stop(self) -> None:
         """End the server and wait until it is gone. Nothing happens if it is not running."""
