@@ -2,10 +2,9 @@
 chunks between which a touch lies only its blocks are brought.
 
 The kernel reads as much around a fault of a mapped file as it would read ahead, 960 KiB that lie in two chunks nearly
-always: 200 random touches of a cold GiB fetched 1.7 MiB each, and 0.90 to 0.99 so (with 1 MiB read around each; 0.95 of
-2 GiB with 960 KiB, and 1.01 with 1 MiB). What was brought is kept as parts of
-those chunks, so that the next touch there, or the next daemon, finds it on disk; whoever wants such a chunk whole has
-it fetched whole.
+always: with 1 MiB read around each, 200 random touches of a cold GiB fetched 1.7 MiB each, and 0.90 to 0.99 so; of
+2 GiB 1.01, and 0.955 with 960 KiB. What was brought is kept as parts of those chunks, so that the next touch there, or
+the next daemon, finds it on disk; whoever wants such a chunk whole has it fetched whole.
 
 Must not know how a touch is told from a stream, nor how a flight brings bytes. Loop thread only.
 """

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from lazyfs.objects import CHUNK_SIZE, MIB, runs
 
 NEAR = 8 * MIB
-"""From where the reader is. At 30 ms to the first byte and 90 MB/s a connection, one GET of 5 MiB takes
-88 ms, and five GETs of 1 MiB side by side 42."""
+"""From where the reader is. At 30 ms to the first byte and 90 MB/s a connection, one GET of 5 MiB takes 88 ms, and five
+GETs of 1 MiB side by side 42."""
 
 
 SOON = 128 * MIB
